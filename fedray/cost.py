@@ -1,0 +1,170 @@
+"""What an assignment costs: a traced footprint for one step, and its price on a client's declared rates.
+
+A step takes the sum over its operations of ``max(FLOPs / flops_per_s, bytes / memory_bytes_per_s)``:
+an operation waits for arithmetic or for memory, whichever is slower (the roofline model).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedray.assignment import Assignment, Attention
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# An assignment fits if its predicted peak with this margin stays within memory_bytes: predictions
+# are held to 2 % of the live counter, so what fits by prediction fits when it is counted.
+MARGIN = 1.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkShape:
+    """One local step's shape: batch rows, tokens a row is padded to, and the client's attention kernel."""
+
+    rows: int
+    tokens: int
+    attention: Attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakTerms:
+    """Bytes alive at the moment of the peak, by what they are; they add up to the peak."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The peak itself."""
+        return self.weights + self.adapters + self.gradients + self.optimizer + self.activations + self.logits
+
+
+class Roofline:
+    """The operations of one step, kept as sums so that a million clients are priced by a table look-up.
+
+    Sorted by intensity (FLOPs per byte) the operations that wait for memory come first: those below
+    the client's own ``flops_per_s / memory_bytes_per_s``. Two running sums give the exact total.
+    """
+
+    def __init__(self, flops: Sequence[float], moved_bytes: Sequence[float]) -> None:
+        """Args: FLOPs and bytes moved of each operation, [ops] each; every operation moves bytes."""
+        flops_ops, bytes_ops = np.asarray(flops, float), np.asarray(moved_bytes, float)
+        intensity = flops_ops / bytes_ops
+        order = np.argsort(intensity, kind="stable")
+        self._intensity: Floats = intensity[order]
+        self._bytes_below: Floats = np.concatenate([[0.0], np.cumsum(bytes_ops[order])])
+        self._flops_above: Floats = np.concatenate([np.cumsum(flops_ops[order][::-1])[::-1], [0.0]])
+
+    def seconds(self, flops_per_s: Floats, memory_bytes_per_s: Floats) -> Floats:
+        """Seconds of one step on each client, [clients] in and out."""
+        waiting = np.searchsorted(self._intensity, flops_per_s / memory_bytes_per_s)
+        return self._bytes_below[waiting] / memory_bytes_per_s + self._flops_above[waiting] / flops_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What one local step of an assignment costs a client, traced from the real step.
+
+    Attributes:
+        peak_bytes: most bytes alive at once; ``terms`` says of what.
+        forward_flops: two per multiply-add; ``backward_flops`` holds recomputation too.
+        moved_bytes: read and written by all operations.
+        up_bytes: of the update on the wire, serialised; ``down_bytes`` of what the client starts from.
+        held_bytes: the frozen parts the client must hold, by piece (``"stem"``, ``"block.3"``, ``"head"``).
+        trained_params: numbers the client trains.
+    """
+
+    peak_bytes: int
+    terms: PeakTerms
+    forward_flops: int
+    backward_flops: int
+    moved_bytes: int
+    roofline: Roofline
+    up_bytes: int
+    down_bytes: int
+    held_bytes: Mapping[str, int]
+    trained_params: int
+
+    def fits(self, memory_bytes: int | Ints) -> bool | NDArray[np.bool_]:
+        """Whether the peak, with the margin, stays within the memory."""
+        return self.peak_bytes * MARGIN <= memory_bytes
+
+
+Footprints = Mapping[tuple[Assignment, WorkShape], Footprint]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What pricing reads of each client of a cohort; arrays are [clients]."""
+
+    memory_bytes: Ints
+    storage_bytes: Ints
+    flops_per_s: Mapping[str, Floats]
+    memory_bytes_per_s: Floats
+    up_bps: Floats
+    down_bps: Floats
+    rtt_seconds: Floats
+    compute_watts: Floats
+    idle_watts: Floats
+    radio_joules_per_byte: Floats
+
+    def take(self, index: Ints) -> "Device":
+        """The same for the clients at ``index``."""
+        arrays = {name: getattr(self, name)[index] for name in self.__slots__ if name != "flops_per_s"}
+        return Device(flops_per_s={k: v[index] for k, v in self.flops_per_s.items()}, **arrays)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """One assignment on each client of a cohort; arrays are [clients]."""
+
+    virtual_seconds: Floats
+    compute_seconds: Floats
+    joules: Floats
+    up_bytes: Ints
+    down_bytes: Ints
+    provision_bytes: Ints
+
+
+def price(
+    footprint: Footprint, dtype: str, device: Device, num_steps: Ints, provision_bytes: Ints
+) -> Price:
+    """One footprint on many clients: receive, compute, send, one after the other.
+
+    Args:
+        footprint: of one step.
+        dtype: whose arithmetic rate counts.
+        device: the clients' declared rates.
+        num_steps: local steps of each client, [clients].
+        provision_bytes: frozen bytes that must still reach each client, [clients].
+
+    Each of the two messages pays one round trip. The radio's energy is per byte; while it waits
+    for the network a client draws its idle watts, while it computes its compute watts.
+    """
+    clients = num_steps.shape
+    step_seconds = footprint.roofline.seconds(device.flops_per_s[dtype], device.memory_bytes_per_s)
+    compute_seconds = num_steps * step_seconds
+    down_bytes = np.full(clients, footprint.down_bytes, np.int64)
+    up_bytes = np.full(clients, footprint.up_bytes, np.int64)
+    received = down_bytes + provision_bytes
+    link_seconds = 2 * device.rtt_seconds + received * 8 / device.down_bps + up_bytes * 8 / device.up_bps
+    joules = (
+        compute_seconds * device.compute_watts
+        + link_seconds * device.idle_watts
+        + (received + up_bytes) * device.radio_joules_per_byte
+    )
+    return Price(
+        virtual_seconds=compute_seconds + link_seconds,
+        compute_seconds=compute_seconds,
+        joules=joules,
+        up_bytes=up_bytes,
+        down_bytes=down_bytes,
+        provision_bytes=provision_bytes,
+    )

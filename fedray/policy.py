@@ -1,0 +1,158 @@
+"""What a policy sees and answers: chooses clients and offers, with values only.
+
+A policy never sees a tensor, an actor or the engine; it sees declared profiles, prices in virtual
+time and records of what happened. The smallest one is a function::
+
+    def assign(cohort, offers):
+        return offers.best(offers.sum_of_ranks)   # one menu index per client, -1 leaves it out
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedray.assignment import Assignment
+from fedray.cost import Device, Floats, Ints
+
+Bools = NDArray[np.bool_]
+State = Mapping[str, Any]  # a tree of arrays, numbers and strings; checkpointed as it is
+LEAVE_OUT = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """The clients of one round; arrays are [clients], in the order a choice must have.
+
+    Attributes:
+        round: from 1.
+        seed: of this round's choices; derive generators from it, never draw globally.
+        client_ids: rows of the fleet.
+        device_class: as declared.
+        device: memory, rates, links and power, as declared.
+        num_rows: rows of training data.
+        tokens: what the client's longest row is padded to.
+    """
+
+    round: int
+    seed: int
+    client_ids: Ints
+    device_class: NDArray[np.str_]
+    device: Device
+    num_rows: Ints
+    tokens: Ints
+
+    def __len__(self) -> int:
+        """How many clients."""
+        return len(self.client_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offers:
+    """Every assignment of the menu priced for every client; arrays are [menu, clients] unless said.
+
+    ``fits`` is the only gate: an entry that is False may not be chosen, and its prices still stand
+    so that a policy can see how far away it was.
+
+    Attributes:
+        sum_of_ranks: [menu]; trained_params: [menu].
+    """
+
+    menu: tuple[Assignment, ...]
+    fits: Bools
+    peak_bytes: Ints
+    num_steps: Ints
+    virtual_seconds: Floats
+    compute_seconds: Floats
+    joules: Floats
+    up_bytes: Ints
+    down_bytes: Ints
+    provision_bytes: Ints
+    sum_of_ranks: Ints
+    trained_params: Ints
+
+    def best(self, key: Ints | Floats, among: Bools | None = None) -> Ints:
+        """Each client's fitting entry with the largest key, the fastest of equals; -1 where none fits.
+
+        Args:
+            key: [menu] or [menu, clients].
+            among: a further condition, [menu, clients].
+        """
+        allowed = self.fits if among is None else self.fits & among
+        keys = np.broadcast_to(np.asarray(key, float).reshape(len(self.menu), -1), self.fits.shape)
+        top = np.where(allowed, keys, -np.inf).max(axis=0)
+        seconds = np.where(allowed & (keys == top), self.virtual_seconds, np.inf)
+        return np.where(allowed.any(axis=0), seconds.argmin(axis=0), LEAVE_OUT).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What each client of a cohort does: an assignment, or None where it is left out."""
+
+    client_ids: tuple[int, ...]
+    assignments: tuple[Assignment | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """When a round closes.
+
+    Attributes:
+        goal: updates a round waits for; None is all that were asked.
+        concurrency: clients asked at once; None is the goal.
+        deadline_seconds: virtual seconds after which the round closes; None waits for everybody.
+        late: what happens to an update after the round closed; its cost is always charged.
+    """
+
+    goal: int | None = None
+    concurrency: int | None = None
+    deadline_seconds: float | None = None
+    late: Literal["drop"] = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a policy may know before it selects.
+
+    Attributes:
+        round: from 1.
+        seed: of this round's selection.
+        num_clients: of the fleet's clients that train.
+        menu: the configuration's assignments.
+        history: one mapping per finished client-round, newest last: columns of ``clients.parquet``.
+    """
+
+    round: int
+    seed: int
+    num_clients: int
+    clients_per_round: int
+    menu: tuple[Assignment, ...]
+    history: Sequence[Mapping[str, Any]] = field(default=())
+
+    def sample(self, count: int | None = None) -> Ints:
+        """``count`` clients (default: ``clients_per_round``) without replacement, in ascending order."""
+        size = min(count or self.clients_per_round, self.num_clients)
+        chosen = np.random.default_rng(self.seed).choice(self.num_clients, size, replace=False)
+        return np.sort(chosen).astype(np.int64)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """The class form; every method but ``assign`` has a default (see `PolicyDefaults`)."""
+
+    aggregation: str | None
+    pace: Pace | None
+
+    def menu(self, view: View) -> Sequence[Assignment]:
+        """The assignments to price this round."""
+
+    def select(self, view: View, state: State) -> Ints:
+        """Ids of this round's clients, without repeats."""
+
+    def assign(self, cohort: Cohort, offers: Offers, state: State) -> tuple[Ints, State]:
+        """One menu index per client of the cohort, -1 to leave it out."""
+
+    def observe(self, records: Sequence[Mapping[str, Any]], state: State) -> State:
+        """Learn from the round's finished client records."""

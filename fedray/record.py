@@ -1,0 +1,78 @@
+"""What was measured: a row per round and a row per client-round, and the Arrow schemas they leave."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+Outcome = Literal["ok", "late", "dropped", "oom", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRecord:
+    """One client in one round. Virtual seconds are the declared device's, wall seconds are ours.
+
+    ``measured_peak_bytes`` is null where no audit ran; it is never filled from the prediction.
+    ``up_bytes`` and ``down_bytes`` were counted from the tensors; ``predicted_*`` came from the footprint.
+    """
+
+    round: int
+    client_id: int
+    device_class: str
+    assignment: str
+    memory_bytes: int
+    predicted_peak_bytes: int
+    measured_peak_bytes: int | None
+    predicted_up_bytes: int
+    predicted_down_bytes: int
+    up_bytes: int
+    down_bytes: int
+    provision_bytes: int
+    num_rows: int
+    num_steps: int
+    virtual_seconds: float
+    wall_seconds: float | None
+    joules: float
+    outcome: Outcome
+    loss: float | None
+    attempts: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """One round. ``accuracy`` and ``loss`` are the evaluation's after it; null where none ran."""
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    virtual_seconds: float
+    wall_seconds: float
+    up_bytes: int
+    down_bytes: int
+    joules: float
+    num_ok: int
+    num_late: int
+    num_dropped: int
+    num_oom: int
+    num_failed: int
+    drift: float
+
+
+_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+def table(records: Sequence[ClientRecord] | Sequence[RoundRecord], kind: type) -> pa.Table:
+    """Rows as an Arrow table with ``kind``'s columns, also when there are none."""
+    return pa.Table.from_pylist([asdict(r) for r in records], schema=schema(kind))
+
+
+def schema(kind: type) -> pa.Schema:
+    """The columns of a record kind: its fields, in order, nullable where the type admits None."""
+    columns = []
+    for name, annotation in kind.__annotations__.items():
+        options = getattr(annotation, "__args__", (annotation,))
+        plain = next((t for t in options if t in _ARROW), str)
+        columns.append(pa.field(name, _ARROW[plain], nullable=type(None) in options))
+    return pa.schema(columns)

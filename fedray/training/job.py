@@ -1,0 +1,132 @@
+"""What goes to a client and what comes back: frozen values between the engine, a runtime and a client.
+
+Letters of shapes: R rank, I a linear's input width, O its output width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedray.assignment import Assignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factors:
+    """One linear's LoRA factors: the product is ``scale * b @ a``, [O, I]. The scale travels along."""
+
+    a: Tensor  # [R, I]
+    b: Tensor  # [O, R]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return int(self.a.shape[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What is trained: LoRA factors by site (a linear's module path) and the head's tensors by name."""
+
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that crosses the wire, by a flat name; what `wire_bytes` counts."""
+        flat = {f"{site}.lora_A": f.a for site, f in self.factors.items()}
+        flat |= {f"{site}.lora_B": f.b for site, f in self.factors.items()}
+        return flat | {f"head.{name}": tensor for name, tensor in self.head.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalState:
+    """The server's trained state between rounds.
+
+    Attributes:
+        adapter: at the largest rank any client may be given.
+        base_delta: low-rank changes of the frozen linears that a rule (FLoRA) keeps unmerged.
+        version: rounds aggregated so far.
+    """
+
+    adapter: Adapter
+    base_delta: Mapping[str, Factors] = field(default_factory=dict)
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What goes to one client.
+
+    Attributes:
+        dispatch: tells apart two dispatches of one client in one round.
+        version: of the global state it starts from.
+        sent: the adapter it starts from, at its own ranks.
+        num_rows: of its own data; ``num_steps`` local steps on them.
+        tokens: what its rows are padded to at most.
+        attention: the kernel it declares.
+        client_state: tensors a policy's local rule keeps with the client between rounds.
+    """
+
+    round: int
+    client_id: int
+    dispatch: int
+    version: int
+    seed: int
+    assignment: Assignment
+    attention: str
+    sent: Adapter
+    num_rows: int
+    num_steps: int
+    tokens: int
+    client_state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What comes back: always a delta against what was sent.
+
+    Attributes:
+        delta: trained minus sent, tensor by tensor, at the client's own ranks; None if it failed.
+        loss: mean over the client's real rows and all its steps.
+        statistics: what a policy's observables asked for.
+        message: why it failed, empty if it did not.
+    """
+
+    client_id: int
+    dispatch: int
+    version: int
+    delta: Adapter | None
+    num_rows: int
+    loss: float
+    wall_seconds: float
+    client_state: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    message: str = ""
+
+
+def _combine(left: Adapter, right: Adapter, sign: float) -> Adapter:
+    factors = {
+        site: Factors(
+            a=f.a + sign * right.factors[site].a, b=f.b + sign * right.factors[site].b, scale=f.scale
+        )
+        for site, f in left.factors.items()
+    }
+    head = {name: tensor + sign * right.head[name] for name, tensor in left.head.items()}
+    return Adapter(factors=factors, head=head)
+
+
+def difference(trained: Adapter, sent: Adapter) -> Adapter:
+    """Trained minus sent, tensor by tensor; both have the same sites and ranks."""
+    return _combine(trained, sent, -1.0)
+
+
+def applied(sent: Adapter, delta: Adapter) -> Adapter:
+    """Sent plus delta: what the client ended with."""
+    return _combine(sent, delta, 1.0)
+
+
+def is_finite(adapter: Adapter) -> bool:
+    """Whether every number is one."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in adapter.tensors().values())
