@@ -1,0 +1,33 @@
+# setup: once per checkout; the others run it when it is due. Everything after it works offline.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: setup demo test check bench
+
+setup: $(READY)
+
+# torch comes first and alone, so that an index with builds for this machine can offer its own.
+$(READY): pyproject.toml constraints.txt requirements-demo.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt setuptools
+	$(PIP) -c constraints.txt --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-deps --require-hashes -r requirements-demo.txt
+	touch $(READY)
+
+demo: $(READY)
+	rm -rf runs/demo
+	$(BIN)/fedray run examples/quickstart.yaml --out runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py
