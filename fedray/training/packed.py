@@ -1,0 +1,233 @@
+"""Packed training: many clients in one forward pass through one frozen backbone.
+
+The backbone sees all clients' rows as one batch; each adapter and each head is stacked client by client,
+loss, gradient clipping and optimizer are per client. One client is the pack of one: this is the only
+training path. Mixed ranks and depths pack too, padded with zeros that stay exactly zero. Activation
+checkpointing changes no number, so a pack trains without it; an audit, which asks what a client
+needs, trains its one client with it.
+
+Letters of shapes: C clients, B rows of a client's batch, N = C * B rows, T tokens, D hidden width,
+K labels, V vocabulary, R largest rank, I and O a linear's widths.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fedray.assignment import Assignment
+from fedray.model.anatomy import Anatomy
+from fedray.model.attention import use_attention
+from fedray.model.counter import Phase, Term
+from fedray.model.sites import LoraSite, StackedFactors, attach_sites, installed
+from fedray.training.optimizer import LocalOptimizer, clip_per_client
+from fedray.training.task import Batch, Task
+
+class Observer(Protocol):
+    """Who wants to know what is allocated when; the byte counter, in a trace or an audit."""
+
+    def enter(self, phase: Phase, term: Term) -> None:
+        """From now on allocations are ``term`` and belong to ``phase``."""
+
+    def hold(self, tensors: Sequence[Tensor], term: Term) -> None:
+        """These tensors are ``term``."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """A frozen model with a LoRA site on every linear that any assignment adapts."""
+
+    anatomy: Anatomy
+    sites: Mapping[str, LoraSite]
+
+    @staticmethod
+    def of(anatomy: Anatomy, targets: Sequence[tuple[str, ...]]) -> "Backbone":
+        """Sites on the linears that these assignments name. Raises ModelError for a name not found."""
+        names = tuple(sorted({name for target in targets for name in target}))
+        return Backbone(anatomy=anatomy, sites=attach_sites(anatomy, names) if names else {})
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How a batch goes through the backbone: which blocks in what order, and which recompute."""
+
+    blocks: tuple[int, ...]
+    recompute_from: int | None = None  # position in ``blocks`` of the first recomputed one
+    attention: str = "memory_efficient"
+
+def course_of(assignment: Assignment, attention: str, *, recompute: bool) -> Course:
+    """The assignment's course; ``recompute`` false ignores its checkpointing."""
+    first = assignment.first_trained_block
+    start = assignment.blocks.index(first) if recompute and assignment.recompute and first is not None else None
+    return Course(blocks=assignment.blocks, recompute_from=start, attention=attention)
+
+class PackedForward:
+    """`fedray.training.task.Forward` for the clients of a pack, client by client in the batch."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        course: Course,
+        factors: Mapping[str, StackedFactors],
+        head: Mapping[str, Tensor],
+        observer: Observer | None = None,
+    ) -> None:
+        """Args: head: ``weight`` [C, K, D] and ``bias`` [C, K] of a classifier, or empty for the model's own."""
+        self._backbone, self._course = backbone, course
+        self._factors, self._head = factors, head
+        self._observer = observer
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits, [N, K] or [N, T, V]."""
+        with installed(self._backbone.sites, self._factors):
+            hidden, context = self._through_blocks(batch)
+            self._enter(("head", 0), "logits")
+            return self._logits(hidden, context, batch["attention_mask"])
+
+    def without_adapter(self, batch: Batch) -> Tensor:
+        """The same rows through the frozen model; a classifier's head stays the clients' own."""
+        with torch.no_grad():
+            return PackedForward(self._backbone, self._course, {}, self._head)(batch)
+
+    def _through_blocks(self, batch: Batch) -> tuple[Tensor, Any]:
+        anatomy, course = self._backbone.anatomy, self._course
+        use_attention(anatomy.model, course.attention)
+        self._enter(("stem", 0), "activations")
+        flow = anatomy.stem(batch["input_ids"], batch["attention_mask"])
+        hidden, context = flow.hidden, flow.context
+        for position, block in enumerate(course.blocks):
+            self._enter(("forward", position), "activations")
+            if course.recompute_from is not None and position >= course.recompute_from:
+                hidden = checkpoint(
+                    _installed_block(self._backbone, self._factors, block),
+                    hidden, context, use_reentrant=False, preserve_rng_state=False,
+                )
+            else:
+                hidden = anatomy.block(block, hidden, context)
+            self._announce_backward(hidden, position)
+        return hidden, context
+
+    def _logits(self, hidden: Tensor, context: Any, mask: Tensor) -> Tensor:
+        hidden = self._backbone.anatomy.head(hidden, context)
+        if not self._head:
+            return hidden
+        real = mask.unsqueeze(-1).to(hidden.dtype)  # [N, T, 1]
+        pooled = ((hidden * real).sum(1) / real.sum(1).clamp(min=1)).float()  # [N, D]
+        weight, bias = self._head["weight"], self._head["bias"]
+        clients = weight.shape[0]
+        logits = torch.baddbmm(bias.unsqueeze(1), pooled.view(clients, -1, pooled.shape[-1]), weight.transpose(1, 2))
+        return logits.flatten(0, 1)
+
+    def _enter(self, phase: Phase, term: Term) -> None:
+        if self._observer is not None:
+            self._observer.enter(phase, term)
+
+    def _announce_backward(self, hidden: Tensor, position: int) -> None:
+        if self._observer is not None and hidden.requires_grad:
+            observer = self._observer
+            hidden.register_hook(lambda grad: observer.enter(("backward", position), "activations"))
+
+def _installed_block(
+    backbone: Backbone, factors: Mapping[str, StackedFactors], block: int
+) -> Callable[[Tensor, Any], Tensor]:
+    """The block with its factors installed again: recomputation comes after the forward took them off."""
+
+    def run(hidden: Tensor, context: Any) -> Tensor:
+        with installed(backbone.sites, factors):
+            return backbone.anatomy.block(block, hidden, context)
+
+    return run
+
+class Stack:
+    """The trained tensors of C clients with their optimizer's state, by flat name: ``SITE.lora_A``, ``head.weight``."""
+
+    def __init__(self, params: Mapping[str, Tensor], scales: Mapping[str, Tensor], optimizer: LocalOptimizer) -> None:
+        """Args: params: [C, ...] each, owned by the stack from now on; scales: [C, 1, 1] by site."""
+        self.params = dict(params)
+        self.scales = dict(scales)
+        self.optimizer = optimizer
+        self.moments = optimizer.moments(list(self.params.values()))
+        device = next(iter(self.params.values())).device
+        clients = len(next(iter(self.params.values())))
+        self.steps = torch.zeros(clients, device=device)
+
+    def step(self, loss: "LossOfClients", members: Tensor | None = None, observer: Observer | None = None) -> Tensor:
+        """One local step of the clients at ``members`` (None: all).
+
+        Args:
+            loss: takes stacked factors and head of the members to one loss per member, [M].
+            members: positions in the stack, [M], ascending.
+            observer: told of gradients and of the optimizer's phase.
+
+        Returns:
+            The members' losses before the step, [M], without graph.
+        """
+        names = list(self.params)
+        leaves = [self._take(self.params[name], members).requires_grad_() for name in names]
+        if observer is not None:
+            for leaf in leaves:
+                leaf.register_hook(_holding(observer))
+        factors, head = self._parts(dict(zip(names, leaves, strict=True)), members)
+        losses = loss(factors, head)
+        if observer is not None:
+            observer.enter(("loss", 0), "activations")
+        grads = torch.autograd.grad(losses.sum(), leaves)
+        if observer is not None:
+            observer.enter(("optimizer", 0), "optimizer")
+        with torch.no_grad():
+            self._update([leaf.detach() for leaf in leaves], grads, members)
+        return losses.detach()
+
+    def _update(self, leaves: list[Tensor], grads: Sequence[Tensor], members: Tensor | None) -> None:
+        optimizer = self.optimizer
+        if optimizer.max_grad_norm is not None:
+            clip_per_client(grads, optimizer.max_grad_norm)
+        steps = self._take(self.steps, members).add_(1)
+        moments = [[self._take(m, members) for m in kind] for kind in self.moments]
+        optimizer.step(leaves, grads, moments, steps)
+        if members is not None:
+            self.steps.index_copy_(0, members, steps)
+            for kept, moved in zip(self.params.values(), leaves, strict=True):
+                kept.index_copy_(0, members, moved)
+            for kind, taken in zip(self.moments, moments, strict=True):
+                for kept, moved in zip(kind, taken, strict=True):
+                    kept.index_copy_(0, members, moved)
+
+    def _take(self, tensor: Tensor, members: Tensor | None) -> Tensor:
+        # With everybody aboard the stack's own storage is stepped in place; detach gives the leaf its own graph.
+        return tensor.detach() if members is None else tensor.index_select(0, members)
+
+    def _parts(
+        self, tensors: Mapping[str, Tensor], members: Tensor | None
+    ) -> tuple[dict[str, StackedFactors], dict[str, Tensor]]:
+        factors = {
+            site: StackedFactors(
+                a=tensors[f"{site}.lora_A"], b=tensors[f"{site}.lora_B"], scale=self._take(scale, members)
+            )
+            for site, scale in self.scales.items()
+        }
+        head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
+        return factors, head
+
+LossOfClients = Callable[[Mapping[str, StackedFactors], Mapping[str, Tensor]], Tensor]
+
+def _holding(observer: Observer) -> Callable[[Tensor], None]:
+    return lambda grad: observer.hold([grad], "gradients")
+
+def loss_of_clients(
+    backbone: Backbone, course: Course, task: Task, batch: Batch, observer: Observer | None = None
+) -> LossOfClients:
+    """Each client's mean loss over its real rows: what `Stack.step` differentiates.
+
+    ``batch`` holds ``weight`` [N], 1 for real rows and 0 for filler.
+    """
+
+    def loss(factors: Mapping[str, StackedFactors], head: Mapping[str, Tensor]) -> Tensor:
+        forward = PackedForward(backbone, course, factors, head, observer)
+        rows = task.loss(forward, batch)  # [N]
+        scale = next(iter(factors.values())).scale if factors else next(iter(head.values()))
+        weight = batch["weight"].view(scale.shape[0], -1)  # [C, B]
+        return (rows.view(weight.shape) * weight).sum(1) / weight.sum(1)
+
+    return loss

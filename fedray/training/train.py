@@ -1,0 +1,210 @@
+"""A pack of jobs trained: from what was sent to what comes back.
+
+Packs are formed from the decision alone, in client order, before anything is placed anywhere; a pack is
+the unit of placement and of retry, and the same pack gives the same bits wherever it runs.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedray.assignment import Lora
+from fedray.seeds import derive_seed
+from fedray.training.data import batch_plan, bucket
+from fedray.training.job import Adapter, Factors, Job, Update, difference, is_finite
+from fedray.training.optimizer import LocalOptimizer
+from fedray.training.packed import Backbone, Observer, Stack, course_of, loss_of_clients
+from fedray.training.task import Batch, Task
+from fedray.training.waves import plan_waves
+
+Rows = NDArray[np.int64]
+FILLER = -1
+
+
+class Pool(Protocol):
+    """All clients' rows, ready to be batched."""
+
+    lengths: Rows  # [rows of the pool], tokens
+
+    def batch(self, rows: Rows, tokens: int) -> Batch:
+        """Rows of the pool padded to ``tokens``; -1 asks for a filler row of weight 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What a process needs to train any client: the model, the rows, and how a client steps.
+
+    Attributes:
+        backbones: by dtype.
+        partitions: rows of the pool each client owns.
+        tokens_per_wave: padded tokens of one forward pass at most.
+        token_multiple: batches are padded to a multiple of this.
+    """
+
+    backbones: Mapping[str, Backbone]
+    task: Task
+    pool: Pool
+    partitions: Sequence[Rows]
+    optimizer: LocalOptimizer
+    max_length: int
+    tokens_per_wave: int = 4096
+    token_multiple: int = 8
+    device: str = "cpu"
+
+
+def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ...]]:
+    """Jobs that can share a forward pass, at most so many, those of like depth, length and steps together.
+
+    Recompute is no part of it: it changes what a client holds, not what it computes.
+    """
+    groups: dict[tuple[object, ...], list[Job]] = defaultdict(list)
+    for job in jobs:
+        a = job.assignment
+        targets = a.adapter.targets if isinstance(a.adapter, Lora) else ()
+        groups[a.blocks, a.dtype, a.batch_size, targets, job.attention].append(job)
+    packs: list[tuple[Job, ...]] = []
+    for group in groups.values():
+        alike = sorted(group, key=_likeness)
+        for start in range(0, len(alike), clients_per_pack):
+            packs.append(tuple(sorted(alike[start : start + clients_per_pack], key=lambda j: j.client_id)))
+    return packs
+
+
+def _likeness(job: Job) -> tuple[int, int, int, int, int]:
+    a = job.assignment
+    return -(a.first_trained_block or 0), job.num_steps, job.tokens, a.max_rank, job.client_id
+
+
+def train_pack(
+    workshop: Workshop, jobs: Sequence[Job], *, recompute: bool = False, observer: Observer | None = None
+) -> list[Update]:
+    """One update per job, in the order of the jobs.
+
+    Args:
+        workshop: of this process.
+        jobs: that `form_packs` put together.
+        recompute: follow the assignments' checkpointing, as an audit does.
+        observer: a byte counter, already entered.
+    """
+    start = time.perf_counter()
+    assignment = jobs[0].assignment
+    backbone = workshop.backbones[assignment.dtype]
+    course = course_of(assignment, jobs[0].attention, recompute=recompute)
+    stack = stack_of([job.sent for job in jobs], workshop.optimizer, workshop.device)
+    if observer is not None:
+        hold_stack(observer, stack, [job.sent for job in jobs])
+    plans = [_batches(workshop, job, longest_first=observer is not None) for job in jobs]
+    lengths = [[_padded(workshop, batch) for batch in plan] for plan in plans]
+    loss_sums = torch.zeros(len(jobs), device=workshop.device)
+    done = [0] * len(jobs)
+    for wave in plan_waves(lengths, assignment.batch_size, workshop.tokens_per_wave):
+        rows = np.concatenate([_filled(plans[c][done[c]], assignment.batch_size) for c in wave.clients])
+        batch = _on(workshop.pool.batch(rows, wave.tokens), workshop.device)
+        if observer is not None:
+            observer.hold(list(batch.values()), "activations")
+        members = None if len(wave.clients) == len(jobs) else torch.tensor(wave.clients, device=workshop.device)
+        loss = loss_of_clients(backbone, course, workshop.task, batch, observer)
+        losses = stack.step(loss, members, observer)
+        counts = torch.tensor([float(len(plans[c][done[c]])) for c in wave.clients], device=workshop.device)
+        loss_sums.index_add_(0, torch.tensor(wave.clients, device=workshop.device), losses * counts)
+        for client in wave.clients:
+            done[client] += 1
+    seen = [sum(len(batch) for batch in plan) for plan in plans]
+    seconds = (time.perf_counter() - start) / len(jobs)
+    trained = unstack(stack, [job.sent for job in jobs])
+    return [
+        _update(job, after, float(total) / rows_seen, seconds)
+        for job, after, total, rows_seen in zip(jobs, trained, loss_sums.tolist(), seen, strict=True)
+    ]
+
+
+def _update(job: Job, trained: Adapter, loss: float, seconds: float) -> Update:
+    fine = np.isfinite(loss) and is_finite(trained)
+    return Update(
+        client_id=job.client_id,
+        dispatch=job.dispatch,
+        version=job.version,
+        delta=difference(trained, job.sent) if fine else None,
+        num_rows=job.num_rows,
+        loss=loss,
+        wall_seconds=seconds,
+        message="" if fine else f"the loss of client {job.client_id} is {loss} after {job.num_steps} steps",
+    )
+
+
+def _batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[Rows]:
+    own = workshop.partitions[job.client_id]
+    a = job.assignment
+    seed = derive_seed(job.seed, "batches", job.round, job.client_id, job.dispatch)
+    if longest_first:
+        # What a device holds at most shows in the batch with the longest row.
+        by_length = own[np.argsort(-workshop.pool.lengths[own], kind="stable")]
+        starts = range(0, len(own), a.batch_size)
+        return [by_length[start : start + a.batch_size] for start in starts][: job.assignment.num_steps(len(own))]
+    return [own[index] for index in batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)]
+
+
+def _padded(workshop: Workshop, batch: Rows) -> int:
+    longest = int(workshop.pool.lengths[batch].max())
+    return bucket(longest, workshop.token_multiple, workshop.max_length)
+
+
+def _filled(batch: Rows, size: int) -> Rows:
+    return np.concatenate([batch, np.full(size - len(batch), FILLER)])
+
+
+def _on(batch: Batch, device: str) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def stack_of(sent: Sequence[Adapter], optimizer: LocalOptimizer, device: str) -> Stack:
+    """Adapters stacked client by client, lower ranks and missing sites padded with zeros."""
+    sites = {site: f for adapter in sent for site, f in adapter.factors.items()}
+    params: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
+    for site, example in sites.items():
+        rank = max(a.factors[site].rank for a in sent if site in a.factors)
+        a = torch.zeros(len(sent), rank, example.a.shape[1], device=device)
+        b = torch.zeros(len(sent), example.b.shape[0], rank, device=device)
+        scale = torch.ones(len(sent), 1, 1, device=device)
+        for client, adapter in enumerate(sent):
+            if site in adapter.factors:
+                own = adapter.factors[site]
+                a[client, : own.rank], b[client, :, : own.rank], scale[client] = own.a, own.b, own.scale
+        params[f"{site}.lora_A"], params[f"{site}.lora_B"], scales[site] = a, b, scale
+    for name in sent[0].head:
+        params[f"head.{name}"] = torch.stack([adapter.head[name] for adapter in sent]).to(device)
+    return Stack(params, scales, optimizer)
+
+
+def unstack(stack: Stack, sent: Sequence[Adapter]) -> list[Adapter]:
+    """Each client's adapter at its own ranks, copied out of the stack onto the CPU."""
+    params = {name: tensor.cpu() for name, tensor in stack.params.items()}
+    return [
+        Adapter(
+            factors={
+                site: Factors(
+                    a=params[f"{site}.lora_A"][client, : f.rank].clone(),
+                    b=params[f"{site}.lora_B"][client, :, : f.rank].clone(),
+                    scale=f.scale,
+                )
+                for site, f in adapter.factors.items()
+            },
+            head={name: params[f"head.{name}"][client].clone() for name in adapter.head},
+        )
+        for client, adapter in enumerate(sent)
+    ]
+
+
+def hold_stack(observer: Observer, stack: Stack, sent: Sequence[Adapter]) -> None:
+    """Tell a counter what exists before the first step: what was sent, what is trained, the moments."""
+    observer.hold([t for adapter in sent for t in adapter.tensors().values()], "adapters")
+    observer.hold([*stack.params.values(), *stack.scales.values(), stack.steps], "adapters")
+    observer.hold([m for kind in stack.moments for m in kind], "optimizer")
