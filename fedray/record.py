@@ -60,6 +60,19 @@ class RoundRecord:
     drift: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """The global state on some rows after a round. ``client_id`` is -1 where the rows belong to nobody."""
+
+    round: int
+    split: Literal["test", "validation", "unseen"]
+    client_id: int
+    device_class: str
+    num_rows: int
+    accuracy: float
+    loss: float
+
+
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
