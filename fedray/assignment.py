@@ -6,6 +6,7 @@ yet is refused here with a sentence, never ignored further down.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ class Assignment:
     def __post_init__(self) -> None:
         _refuse_what_does_not_run_yet(self)
         if not self.blocks or list(self.blocks) != list(range(len(self.blocks))):
-            raise ConfigError(f"An assignment runs the model's blocks 0, 1, ... in order, found {self.blocks}.")
+            raise ConfigError(f"An assignment runs blocks 0, 1, ... in order, found {self.blocks}.")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, found {self.dtype!r}.")
         for name, value in (("batch_size", self.batch_size), ("num_epochs", self.num_epochs)):
@@ -88,7 +89,7 @@ class Assignment:
         if isinstance(self.adapter, Lora):
             _check_lora(self.adapter, len(self.blocks))
         if self.recompute and self.first_trained_block is None:
-            raise ConfigError("recompute has nothing to recompute where no block is trained; drop it or give a rank.")
+            raise ConfigError("recompute needs a trained block: drop it or give a rank above 0.")
 
     @property
     def first_trained_block(self) -> int | None:
@@ -133,7 +134,7 @@ class Assignment:
             kind = {"lora": Lora, "headonly": HeadOnly}[adapter.pop("kind")]
             lists = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
             return Assignment(adapter=kind(**lists), **{**fields, "blocks": tuple(fields["blocks"])})
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"Not an assignment: {text!r} ({error}).") from error
 
     def __str__(self) -> str:
@@ -166,19 +167,21 @@ def _adapter_words(assignment: Assignment) -> str:
 
 def _refuse_what_does_not_run_yet(assignment: Assignment) -> None:
     if assignment.split or assignment.tail:
-        raise ConfigError("split = true and tail > 0 need the server's sweep, which this version does not have.")
+        raise ConfigError("split = true and tail > 0 need the server's sweep, which this version lacks.")
     if assignment.width != 1.0:
-        raise ConfigError(f"width = {assignment.width} needs sliced submodels; this version runs width = 1 alone.")
+        raise ConfigError(f"width = {assignment.width} needs sliced submodels; this version has width = 1.")
     if assignment.weight_bits is not None:
-        raise ConfigError(f"weight_bits = {assignment.weight_bits} is not supported; leave it out and choose a dtype.")
+        raise ConfigError(f"weight_bits = {assignment.weight_bits} is not supported; choose a dtype instead.")
 
 
 def _check_lora(lora: Lora, num_blocks: int) -> None:
     if len(lora.ranks) != num_blocks:
         raise ConfigError(f"Lora needs one rank per block: {num_blocks} blocks, {len(lora.ranks)} ranks.")
     if min(lora.ranks) < 0 or max(lora.ranks) == 0:
-        raise ConfigError(f"Lora ranks are 0 or more with one above 0, found {lora.ranks}; use HeadOnly for none.")
-    if not lora.targets:
-        raise ConfigError("Lora needs at least one target linear, such as 'query' or 'q_proj'.")
-    if lora.scale <= 0:
-        raise ConfigError(f"Lora scale (alpha / rank) must be above 0, found {lora.scale}.")
+        raise ConfigError(f"Lora ranks are 0 or more, one above 0, found {lora.ranks}; HeadOnly has none.")
+    if not isinstance(lora.targets, tuple) or not lora.targets:
+        raise ConfigError(
+            f"Lora needs a tuple of at least one target linear, such as ('q_proj',), found {lora.targets!r}."
+        )
+    if not 0 < lora.scale < math.inf:
+        raise ConfigError(f"Lora scale (alpha / rank) must be a number above 0, found {lora.scale}.")

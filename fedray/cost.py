@@ -54,9 +54,15 @@ class Roofline:
     """
 
     def __init__(self, flops: Sequence[float], moved_bytes: Sequence[float]) -> None:
-        """Args: FLOPs and bytes moved of each operation, [ops] each; every operation moves bytes."""
+        """Args: FLOPs and bytes moved of each operation, [ops] each, none negative.
+
+        One that moves nothing waits for arithmetic alone; one that does neither costs nothing.
+        """
         flops_ops, bytes_ops = np.asarray(flops, float), np.asarray(moved_bytes, float)
-        intensity = flops_ops / bytes_ops
+        costs = (flops_ops > 0) | (bytes_ops > 0)
+        flops_ops, bytes_ops = flops_ops[costs], bytes_ops[costs]
+        with np.errstate(divide="ignore"):
+            intensity = flops_ops / bytes_ops
         order = np.argsort(intensity, kind="stable")
         self._intensity: Floats = intensity[order]
         self._bytes_below: Floats = np.concatenate([[0.0], np.cumsum(bytes_ops[order])])
@@ -123,7 +129,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """One assignment on each client of a cohort; arrays are [clients]."""
+    """Assignments on the clients of a cohort; arrays are [clients], or [menu, clients] for a whole menu."""
 
     virtual_seconds: Floats
     compute_seconds: Floats
@@ -133,9 +139,7 @@ class Price:
     provision_bytes: Ints
 
 
-def price(
-    footprint: Footprint, dtype: str, device: Device, num_steps: Ints, provision_bytes: Ints
-) -> Price:
+def price(footprint: Footprint, dtype: str, device: Device, num_steps: Ints, provision_bytes: Ints) -> Price:
     """One footprint on many clients: receive, compute, send, one after the other.
 
     Args:
@@ -144,15 +148,26 @@ def price(
         device: the clients' declared rates.
         num_steps: local steps of each client, [clients].
         provision_bytes: frozen bytes that must still reach each client, [clients].
+    """
+    clients = num_steps.shape
+    step_seconds = footprint.roofline.seconds(device.flops_per_s[dtype], device.memory_bytes_per_s)
+    return price_trips(
+        device,
+        compute_seconds=num_steps * step_seconds,
+        up_bytes=np.full(clients, footprint.up_bytes, np.int64),
+        down_bytes=np.full(clients, footprint.down_bytes, np.int64),
+        provision_bytes=provision_bytes,
+    )
+
+
+def price_trips(
+    device: Device, *, compute_seconds: Floats, up_bytes: Ints, down_bytes: Ints, provision_bytes: Ints
+) -> Price:
+    """What receiving, computing and sending take together; arrays are [clients] or [menu, clients].
 
     Each of the two messages pays one round trip. The radio's energy is per byte; while it waits
     for the network a client draws its idle watts, while it computes its compute watts.
     """
-    clients = num_steps.shape
-    step_seconds = footprint.roofline.seconds(device.flops_per_s[dtype], device.memory_bytes_per_s)
-    compute_seconds = num_steps * step_seconds
-    down_bytes = np.full(clients, footprint.down_bytes, np.int64)
-    up_bytes = np.full(clients, footprint.up_bytes, np.int64)
     received = down_bytes + provision_bytes
     link_seconds = 2 * device.rtt_seconds + received * 8 / device.down_bps + up_bytes * 8 / device.up_bps
     joules = (

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from fedray.assignment import Assignment
 from fedray.cost import Device, Floats, Ints
+from fedray.errors import ConfigError, PolicyError
 
 Bools = NDArray[np.bool_]
 State = Mapping[str, Any]  # a tree of arrays, numbers and strings; checkpointed as it is
 LEAVE_OUT = -1
+Choice = Ints | Sequence[int] | Sequence[Assignment | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class Cohort:
         device: memory, rates, links and power, as declared.
         num_rows: rows of training data.
         tokens: what the client's longest row is padded to.
+        attention: the kernel the client declares; with ``tokens`` it tells work shapes apart.
     """
 
     round: int
@@ -43,10 +46,24 @@ class Cohort:
     device: Device
     num_rows: Ints
     tokens: Ints
+    attention: NDArray[np.str_]
 
     def __len__(self) -> int:
         """How many clients."""
         return len(self.client_ids)
+
+    def take(self, index: Ints) -> "Cohort":
+        """The same round with the clients at ``index`` alone."""
+        return Cohort(
+            round=self.round,
+            seed=self.seed,
+            client_ids=self.client_ids[index],
+            device_class=self.device_class[index],
+            device=self.device.take(index),
+            num_rows=self.num_rows[index],
+            tokens=self.tokens[index],
+            attention=self.attention[index],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +74,12 @@ class Offers:
     so that a policy can see how far away it was.
 
     Attributes:
-        sum_of_ranks: [menu]; trained_params: [menu].
+        fits: memory, with the margin, and storage suffice.
+        peak_bytes: predicted, without the margin.
+        held_bytes: frozen parts that must lie in the client's storage.
+        provision_bytes: those of them that must still be sent.
+        sum_of_ranks: [menu].
+        trained_params: [menu].
     """
 
     menu: tuple[Assignment, ...]
@@ -70,6 +92,7 @@ class Offers:
     up_bytes: Ints
     down_bytes: Ints
     provision_bytes: Ints
+    held_bytes: Ints
     sum_of_ranks: Ints
     trained_params: Ints
 
@@ -78,13 +101,20 @@ class Offers:
 
         Args:
             key: [menu] or [menu, clients].
-            among: a further condition, [menu, clients].
+            among: a further condition, [menu, clients] or what broadcasts to it.
+
+        Raises:
+            PolicyError: if a key is not a number.
         """
         allowed = self.fits if among is None else self.fits & among
         keys = np.broadcast_to(np.asarray(key, float).reshape(len(self.menu), -1), self.fits.shape)
-        top = np.where(allowed, keys, -np.inf).max(axis=0)
-        seconds = np.where(allowed & (keys == top), self.virtual_seconds, np.inf)
-        return np.where(allowed.any(axis=0), seconds.argmin(axis=0), LEAVE_OUT).astype(np.int64)
+        if np.isnan(keys).any():
+            raise PolicyError("Offers.best was given a key that is NaN for some entry; give numbers.")
+        top = np.where(allowed, keys, -np.inf).max(axis=0, initial=-np.inf)
+        equals = allowed & (keys == top)
+        fastest = np.where(equals, self.virtual_seconds, np.inf).min(axis=0, initial=np.inf)
+        chosen = (equals & (self.virtual_seconds <= fastest)).argmax(axis=0)
+        return np.where(allowed.any(axis=0), chosen, LEAVE_OUT).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +131,7 @@ class Pace:
 
     Attributes:
         goal: updates a round waits for; None is all that were asked.
-        concurrency: clients asked at once; None is the goal.
+        concurrency: clients at work at once; None is all that the round selected.
         deadline_seconds: virtual seconds after which the round closes; None waits for everybody.
         late: what happens to an update after the round closed; its cost is always charged.
     """
@@ -110,6 +140,13 @@ class Pace:
     concurrency: int | None = None
     deadline_seconds: float | None = None
     late: Literal["drop"] = "drop"
+
+    def __post_init__(self) -> None:
+        for name, count in (("goal", self.goal), ("concurrency", self.concurrency)):
+            if count is not None and count < 1:
+                raise ConfigError(f"pace.{name} must be at least 1 or absent, found {count}.")
+        if self.deadline_seconds is not None and not self.deadline_seconds > 0:
+            raise ConfigError(f"pace.deadline_seconds is above 0 or absent, found {self.deadline_seconds}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +157,7 @@ class View:
         round: from 1.
         seed: of this round's selection.
         num_clients: of the fleet's clients that train.
+        clients_per_round: what the configuration asks for.
         menu: the configuration's assignments.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``.
     """
@@ -133,14 +171,14 @@ class View:
 
     def sample(self, count: int | None = None) -> Ints:
         """``count`` clients (default: ``clients_per_round``) without replacement, in ascending order."""
-        size = min(count or self.clients_per_round, self.num_clients)
+        size = min(self.clients_per_round if count is None else count, self.num_clients)
         chosen = np.random.default_rng(self.seed).choice(self.num_clients, size, replace=False)
         return np.sort(chosen).astype(np.int64)
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """The class form; every method but ``assign`` has a default (see `PolicyDefaults`)."""
+    """What the engine asks; a policy's file may leave out all but ``assign`` (see `load_policy`)."""
 
     aggregation: str | None
     pace: Pace | None
@@ -151,8 +189,8 @@ class Policy(Protocol):
     def select(self, view: View, state: State) -> Ints:
         """Ids of this round's clients, without repeats."""
 
-    def assign(self, cohort: Cohort, offers: Offers, state: State) -> tuple[Ints, State]:
-        """One menu index per client of the cohort, -1 to leave it out."""
+    def assign(self, cohort: Cohort, offers: Offers, state: State) -> tuple[Choice, State]:
+        """One menu index per client of the cohort, -1 to leave it out; or one assignment each, or None."""
 
     def observe(self, records: Sequence[Mapping[str, Any]], state: State) -> State:
         """Learn from the round's finished client records."""
