@@ -1,0 +1,62 @@
+"""The two attention kernels a device may declare, and switching a model between them.
+
+``eager`` is transformers' own, which keeps the score matrix. ``memory_efficient`` is ours, which does not:
+PyTorch's fused kernel for CPUs, named directly because `scaled_dot_product_attention` picks a kernel that
+keeps the scores on the meta device and would make every traced footprint too high.
+"""
+
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from fedray.assignment import Attention
+
+MEMORY_EFFICIENT = "fedray_memory_efficient"
+
+
+def fedray_memory_efficient(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: object,  # each model passes what its own kernels take; the mask says all of it, dropout is off
+) -> tuple[Tensor, None]:
+    """Attention without a stored score matrix (FlashAttention, 2205.14135).
+
+    Query [N, heads, T, H], key and value [N, heads or fewer, T, H], additive mask broadcast to
+    [N, heads, T, T]; gives [N, T, heads, H] and no scores.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if query.device.type in ("cpu", "meta"):
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, _lse = kernel(query, key, value, 0.0, False, attn_mask=attention_mask, scale=scaling)
+    else:
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(MEMORY_EFFICIENT, fedray_memory_efficient)
+# Without this, transformers' own forward would drop the padding mask under a kernel it does not know.
+AttentionMaskInterface.register(MEMORY_EFFICIENT, eager_mask)
+
+
+def use_attention(model: PreTrainedModel, kernel: Attention) -> None:
+    """Make every block of the model attend through this kernel; microseconds, so it may run each step."""
+    match kernel:
+        case "eager":
+            name = "eager"
+        case "memory_efficient":
+            name = MEMORY_EFFICIENT
+        case _:
+            assert_never(kernel)
+    if model.config._attn_implementation != name:
+        model.config._attn_implementation = name  # every block reads this one configuration

@@ -1,0 +1,64 @@
+"""BERT, RoBERTa and MiniLM: encoders that look both ways; classification only."""
+
+from typing import Any, assert_never
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedray.errors import ModelError
+from fedray.model.families import Context, Family, Head, padding_mask
+
+
+def _max_tokens(config: Any) -> int | None:
+    if config.is_decoder:
+        raise ModelError(f"{config.model_type!r} with is_decoder = true is no encoder; set it to false.")
+    # RoBERTa numbers its positions from pad_token_id + 1.
+    skipped = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    return int(config.max_position_embeddings - skipped)
+
+
+def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
+    hidden: Tensor = backbone.get_submodule("embeddings")(input_ids=input_ids)
+    return hidden
+
+
+def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
+    return Context(mask=padding_mask(attention_mask, hidden.dtype), attention_mask=attention_mask)
+
+
+def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
+    out: Tensor = block(hidden, context.mask)
+    return out
+
+
+def _head(
+    model: PreTrainedModel, backbone: nn.Module, head: Head, hidden: Tensor, context: Context
+) -> Tensor:
+    out = hidden
+    match head:
+        case "backbone":
+            pass
+        case "classification":
+            if model.config.model_type == "bert":  # RoBERTa's classifier pools by itself
+                out = backbone.get_submodule("pooler")(hidden)
+            out = model.get_submodule("classifier")(out)
+        case "causal_lm":
+            raise ModelError(f"A {model.config.model_type!r} model has no causal language model head.")
+        case _:
+            assert_never(head)
+    return out
+
+
+FAMILY = Family(
+    model_types=("bert", "roberta"),
+    heads=("classification",),
+    targets=("query", "value"),
+    blocks="encoder.layer",
+    stem=("embeddings",),
+    pooler=True,
+    max_tokens=_max_tokens,
+    embed=_embed,
+    context=_context,
+    block=_block,
+    head=_head,
+)

@@ -1,0 +1,49 @@
+"""GPT-2: learned positions, layer norms, causal; its linears are transformers' transposed Conv1D."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedray.model.families import Context, Family, Head, causal_mask, decoder_head
+
+
+def _max_tokens(config: Any) -> int | None:
+    return int(config.max_position_embeddings)
+
+
+def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    hidden: Tensor = backbone.get_submodule("wte")(input_ids) + backbone.get_submodule("wpe")(positions)
+    return hidden
+
+
+def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
+    return Context(mask=causal_mask(attention_mask, hidden.dtype), attention_mask=attention_mask)
+
+
+def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
+    out: Tensor = block(hidden, attention_mask=context.mask)
+    return out
+
+
+def _head(
+    model: PreTrainedModel, backbone: nn.Module, head: Head, hidden: Tensor, context: Context
+) -> Tensor:
+    return decoder_head(model, head, backbone.get_submodule("ln_f")(hidden), context)
+
+
+FAMILY = Family(
+    model_types=("gpt2",),
+    heads=("causal_lm", "classification"),
+    targets=("c_attn",),
+    blocks="h",
+    stem=("wte", "wpe"),
+    pooler=False,
+    max_tokens=_max_tokens,
+    embed=_embed,
+    context=_context,
+    block=_block,
+    head=_head,
+)

@@ -1,0 +1,64 @@
+"""Llama and the models built like it: Mistral, Qwen2, Qwen3 (rotary positions, RMS norms, causal)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedray.errors import ModelError
+from fedray.model.families import Context, Family, Head, causal_mask, decoder_head
+
+# These recompute their frequencies from the positions they meet, which the meta device does not have.
+_VALUE_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def _max_tokens(config: Any) -> int | None:
+    rope = config.rope_parameters["rope_type"]
+    if rope in _VALUE_DEPENDENT_ROPE:
+        raise ModelError(f"rope_type {rope!r} depends on a batch's values and cannot be traced; use another.")
+    # Up to the window's length a sliding mask is the plain causal one, so only longer rows are refused.
+    slides = config.model_type == "mistral" or (
+        config.model_type != "llama" and "sliding_attention" in config.layer_types
+    )
+    return config.sliding_window if slides else None
+
+
+def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
+    hidden: Tensor = backbone.get_submodule("embed_tokens")(input_ids)
+    return hidden
+
+
+def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
+    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    return Context(
+        mask=causal_mask(attention_mask, hidden.dtype),
+        attention_mask=attention_mask,
+        rotary=backbone.get_submodule("rotary_emb")(hidden, position_ids=positions),
+    )
+
+
+def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
+    out: Tensor = block(hidden, attention_mask=context.mask, position_embeddings=context.rotary)
+    return out
+
+
+def _head(
+    model: PreTrainedModel, backbone: nn.Module, head: Head, hidden: Tensor, context: Context
+) -> Tensor:
+    return decoder_head(model, head, backbone.get_submodule("norm")(hidden), context)
+
+
+FAMILY = Family(
+    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    heads=("causal_lm", "classification"),
+    targets=("q_proj", "v_proj"),
+    blocks="layers",
+    stem=("embed_tokens", "rotary_emb"),
+    pooler=False,
+    max_tokens=_max_tokens,
+    embed=_embed,
+    context=_context,
+    block=_block,
+    head=_head,
+)
