@@ -1,0 +1,1 @@
+"""Aggregation: unlike updates into one global state, one module a rule."""

@@ -1,0 +1,107 @@
+"""Aggregation rules by name: the three rules, and published methods as presets of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from fedray.aggregation.factor_mean import FactorMean, Mode
+from fedray.aggregation.product_svd import ProductSVD
+from fedray.aggregation.rule import Aggregation, Transform
+from fedray.aggregation.stack import Stack
+from fedray.aggregation.transforms import ClipByNorm
+from fedray.errors import ConfigError
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "mode": ("zero_pad", "hetlora", "dimension"),
+    "form": ("delta", "state"),
+}
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "factor_mean": ("mode", "form"),
+    "product_svd": ("form",),
+    "stack": (),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A name's rule and options.
+
+    Attributes:
+        paper: arXiv id, empty where no paper has it.
+        weights: what the paper weighs clients by; the caller gives the weights.
+    """
+
+    rule: Literal["factor_mean", "product_svd", "stack"]
+    options: Mapping[str, str] = field(default_factory=dict)
+    paper: str = ""
+    weights: Literal["rows", "uniform"] = "rows"
+
+
+PRESETS: Mapping[str, Preset] = {
+    "factor_mean": Preset(rule="factor_mean", options={"mode": "dimension", "form": "delta"}),
+    "product_svd": Preset(rule="product_svd", options={"form": "delta"}),
+    "stack": Preset(rule="stack"),
+    "fedit": Preset(rule="factor_mean", options={"mode": "zero_pad", "form": "state"}, paper="2305.05644"),
+    "hetlora": Preset(
+        rule="factor_mean",
+        options={"mode": "hetlora", "form": "state"},
+        paper="2401.06432",
+        weights="uniform",
+    ),
+    "rbla": Preset(rule="factor_mean", options={"mode": "dimension", "form": "state"}, paper="2408.08699"),
+    "flexlora": Preset(rule="product_svd", options={"form": "state"}, paper="2402.11505"),
+    "flexlora_delta": Preset(rule="product_svd", options={"form": "delta"}),
+    "flora": Preset(rule="stack", paper="2409.05976"),
+}
+"""Published names carry the published form. fedit is zero-padded where ranks differ, as its rivals run it."""
+
+
+def make_aggregation(
+    name: str, options: Mapping[str, object] | None = None, transforms: tuple[Transform, ...] = ()
+) -> Aggregation:
+    """The rule of a name in `PRESETS`.
+
+    Args:
+        name: of a preset or a rule.
+        options: ``mode`` and ``form`` where the rule has them, replacing the preset's; ``clip_norm``
+            puts a `ClipByNorm` before the other transforms.
+        transforms: applied to every update before it is summed.
+
+    Raises:
+        ConfigError: for a name, an option or a value that is not known, naming the known ones.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"No aggregation is called {name!r}; the known ones are {', '.join(PRESETS)}.")
+    given = dict(options or {})
+    clip = given.pop("clip_norm", None)
+    if clip is not None:
+        transforms = (ClipByNorm(max_norm=_number(clip)), *transforms)
+    preset = PRESETS[name]
+    chosen = {**preset.options, **_checked(name, preset.rule, given)}
+    match preset.rule:
+        case "factor_mean":
+            mode, form = cast(Mode, chosen["mode"]), cast(Any, chosen["form"])
+            return FactorMean(mode=mode, form=form, name=name, transforms=transforms)
+        case "product_svd":
+            return ProductSVD(form=cast(Any, chosen["form"]), name=name, transforms=transforms)
+        case "stack":
+            return Stack(name=name, transforms=transforms)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"clip_norm must be a finite number above 0, found {value!r}.")
+    return float(value)
+
+
+def _checked(name: str, rule: str, given: Mapping[str, object]) -> dict[str, str]:
+    for key, value in given.items():
+        if key not in _OPTIONS[rule]:
+            known = ", ".join([*_OPTIONS[rule], "clip_norm"])
+            raise ConfigError(f"Aggregation {name!r} has no option {key!r}; it has {known}.")
+        if value not in _CHOICES[key]:
+            raise ConfigError(
+                f"Option {key!r} of aggregation {name!r} is one of {', '.join(_CHOICES[key])}, "
+                f"found {value!r}."
+            )
+    return {key: str(value) for key, value in given.items()}
