@@ -1,0 +1,114 @@
+"""Assignments: what they say of themselves, that they survive JSON, and what they refuse."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedray.assignment import Assignment, HeadOnly, Lora, lora_on_top
+from fedray.errors import ConfigError
+
+TOP_TWO = Assignment(blocks=tuple(range(6)), adapter=lora_on_top(6, 2, 8, targets=("query", "value")))
+
+
+@st.composite
+def assignments(draw):
+    num_blocks = draw(st.integers(1, 5))
+    ranks = draw(st.lists(st.integers(0, 64), min_size=num_blocks, max_size=num_blocks))
+    targets = draw(st.lists(st.sampled_from(["query", "key", "q_proj"]), min_size=1, max_size=3, unique=True))
+    lora = Lora(ranks=tuple(ranks), targets=tuple(targets), scale=draw(st.floats(1e-3, 1e3)))
+    return Assignment(
+        blocks=tuple(range(num_blocks)),
+        adapter=lora if any(ranks) else HeadOnly(),
+        dtype=draw(st.sampled_from(["fp32", "bf16"])),
+        recompute=any(ranks) and draw(st.booleans()),
+        batch_size=draw(st.integers(1, 256)),
+        num_epochs=draw(st.integers(1, 9)),
+        max_steps=draw(st.none() | st.integers(1, 99)),
+    )
+
+
+def test_a_rank_on_the_top_two_of_six_blocks_leaves_the_lower_four_frozen():
+    assert TOP_TWO.adapter.ranks == (0, 0, 0, 0, 8, 8)
+    assert (TOP_TWO.first_trained_block, TOP_TWO.num_trained_blocks) == (4, 2)
+    assert (TOP_TWO.max_rank, TOP_TWO.sum_of_ranks) == (8, 16)
+
+
+def test_a_head_alone_trains_no_block():
+    head = Assignment(blocks=(0, 1), adapter=HeadOnly())
+    assert head.first_trained_block is None
+    assert (head.num_trained_blocks, head.max_rank, head.sum_of_ranks) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "steps"),
+    [({}, 16, 2), ({}, 17, 3), ({"num_epochs": 2}, 17, 6), ({"max_steps": 5}, 17, 5), ({}, 0, 0)],
+)
+def test_steps_are_whole_batches_of_every_epoch_unless_max_steps_says_otherwise(changes, rows, steps):
+    assert dataclasses.replace(TOP_TWO, **changes).num_steps(rows) == steps
+
+
+def test_an_assignment_reads_as_a_table_says_it():
+    assert str(TOP_TWO) == "rank 8 on 2 of 6 blocks, batch 8"
+    low = dataclasses.replace(TOP_TWO, recompute=True, dtype="bf16", batch_size=4)
+    assert str(low) == "rank 8 on 2 of 6 blocks, bf16, recompute, batch 4"
+    mixed = Assignment(blocks=(0, 1), adapter=Lora(ranks=(4, 2), targets=("query",)))
+    assert str(mixed) == "rank 2/4 on all 2 blocks, batch 8"
+    assert str(Assignment(blocks=(0, 1), adapter=HeadOnly())) == "head only over 2 blocks, batch 8"
+
+
+@settings(max_examples=60, deadline=None)
+@given(assignments())
+def test_json_gives_back_an_equal_assignment_with_an_equal_hash(assignment):
+    again = Assignment.from_json(assignment.to_json())
+    assert again == assignment
+    assert hash(again) == hash(assignment)
+    assert again.to_json() == assignment.to_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": ()}, "in order, found \\(\\)"),
+        ({"blocks": (0, 2)}, "in order, found \\(0, 2\\)"),
+        ({"dtype": "fp16"}, "dtype is one of fp32, bf16, found 'fp16'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
+        ({"num_epochs": 0}, "num_epochs must be at least 1, found 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1 or absent, found 0"),
+        ({"blocks": (0, 1)}, "2 blocks, 6 ranks"),
+        ({"adapter": HeadOnly(), "recompute": True}, "recompute needs a trained block"),
+        ({"split": True}, "split = true .* this version lacks"),
+        ({"tail": 1}, "tail > 0 .* this version lacks"),
+        ({"width": 0.5}, "width = 0.5 needs sliced submodels"),
+        ({"weight_bits": 4}, "weight_bits = 4 is not supported"),
+        ({"adapter": Lora(ranks=(0,) * 6, targets=("query",))}, "one above 0, found \\(0, 0, 0, 0, 0, 0\\)"),
+        ({"adapter": Lora(ranks=(8, 8, 8, 8, 8, -1), targets=("query",))}, "ranks are 0 or more"),
+        ({"adapter": Lora(ranks=(8,) * 6, targets=())}, "at least one target linear"),
+        ({"adapter": Lora(ranks=(8,) * 6, targets="query")}, "a tuple .* found 'query'"),
+        ({"adapter": Lora(ranks=(8,) * 6, targets=("query",), scale=0.0)}, "above 0, found 0.0"),
+        ({"adapter": Lora(ranks=(8,) * 6, targets=("query",), scale=float("nan"))}, "above 0, found nan"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_what_was_found(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(TOP_TWO, **changes)
+
+
+@pytest.mark.parametrize("depth", [0, 7])
+def test_a_depth_outside_the_model_is_refused(depth):
+    with pytest.raises(ConfigError, match=f"from the top, 1 to 6, found {depth}"):
+        lora_on_top(6, depth, 8, targets=("query",))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "[]", "{}", '{"blocks": [0]}', '{"blocks": [0], "adapter": {"kind": "ia3"}}']
+)
+def test_text_that_is_no_assignment_is_refused(text):
+    with pytest.raises(ConfigError, match="Not an assignment"):
+        Assignment.from_json(text)
+
+
+def test_json_with_a_refused_value_keeps_the_sentence_of_the_refusal():
+    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+        Assignment.from_json(TOP_TWO.to_json().replace('"batch_size": 8', '"batch_size": 0'))
