@@ -1,7 +1,7 @@
 """Everybody trains the same large assignment, and clients it does not fit are left out.
 
 What a system without per-client work does (the drop-weak-clients baseline of DepthFL, ICLR 2023): strong
-clients train in full, weak ones never take part. Any policy has to beat it. Published numbers are not checked.
+clients train in full, weak ones never take part. Any policy has to beat it. Its numbers are not checked.
 """
 
 import numpy as np

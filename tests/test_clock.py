@@ -1,0 +1,216 @@
+"""The virtual round: one worked by hand, then laws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedray.clock import Trips, close_round, draw_dropouts
+from fedray.cost import Device, price_trips
+from fedray.errors import ConfigError
+from fedray.policy import Pace
+
+STAYS = np.inf
+
+
+def trips_of(compute_seconds, *, client_ids=None, fits=None):
+    """Clients that receive 1000 bytes in 2 s, of which half are provision, and send 500 bytes in 2 s."""
+    count = len(compute_seconds)
+    many = np.ones(count)
+    device = Device(
+        memory_bytes=np.full(count, 100),
+        storage_bytes=np.full(count, 100),
+        flops_per_s={"fp32": many},
+        memory_bytes_per_s=many,
+        up_bps=4000 * many,
+        down_bps=8000 * many,
+        rtt_seconds=1 * many,
+        compute_watts=5 * many,
+        idle_watts=1 * many,
+        radio_joules_per_byte=0.01 * many,
+    )
+    return Trips(
+        client_ids=np.arange(count) if client_ids is None else np.array(client_ids),
+        device=device,
+        fits=np.ones(count, bool) if fits is None else np.array(fits),
+        compute_seconds=np.array(compute_seconds, float),
+        up_bytes=np.full(count, 500),
+        down_bytes=np.full(count, 500),
+        provision_bytes=np.full(count, 500),
+    )
+
+
+def take(trips, order):
+    arrays = {name: getattr(trips, name)[order] for name in Trips.__slots__ if name not in ("device",)}
+    return Trips(device=trips.device.take(order), **arrays)
+
+
+def test_without_goal_or_deadline_the_round_waits_for_the_slowest():
+    closed = close_round(trips_of([1, 6, 3]), Pace())
+    assert closed.outcomes == ("ok", "ok", "ok")
+    assert closed.client_seconds.tolist() == [5, 10, 7]
+    assert closed.virtual_seconds == 10
+
+
+def test_the_second_arrival_closes_a_round_with_goal_two():
+    closed = close_round(trips_of([1, 6, 3]), Pace(goal=2))
+    assert closed.outcomes == ("ok", "late", "ok")
+    assert closed.virtual_seconds == 7
+    # Client 1 received everything by second 2, computed for 5 s, and had not begun to send.
+    assert (closed.down_bytes[1], closed.provision_bytes[1], closed.up_bytes[1]) == (500, 500, 0)
+    assert closed.joules[1] == pytest.approx(2 * 1 + 5 * 5 + 1000 * 0.01)
+
+
+def test_a_deadline_calls_off_who_is_still_sending_and_charges_the_part_that_left():
+    # Receiving ends at 2, computing at 8, the round trip at 9; half of the one second of bytes is out at 9.5.
+    closed = close_round(trips_of([1, 6]), Pace(deadline_seconds=9.5))
+    assert closed.outcomes == ("ok", "late")
+    assert closed.virtual_seconds == 9.5
+    assert closed.up_bytes.tolist() == [500, 250]
+    assert closed.joules[1] == pytest.approx(3.5 * 1 + 6 * 5 + 1250 * 0.01)
+
+
+def test_an_arrival_at_the_deadline_counts():
+    assert close_round(trips_of([1, 6]), Pace(deadline_seconds=10)).outcomes == ("ok", "ok")
+
+
+def test_of_equal_arrivals_the_smaller_client_id_comes_first_whatever_the_order():
+    closed = close_round(trips_of([1, 1, 1], client_ids=[9, 4, 7]), Pace(goal=2))
+    assert closed.outcomes == ("late", "ok", "ok")
+    assert closed.virtual_seconds == 5
+    assert closed.up_bytes.tolist() == [500, 500, 500]
+
+
+def test_a_client_that_leaves_is_charged_what_it_had_used():
+    # It leaves after 0.15 of 10 s: the round trip and half a second of bytes, provision first.
+    closed = close_round(trips_of([6, 1]), Pace(), np.array([0.15, STAYS]))
+    assert closed.outcomes == ("dropped", "ok")
+    assert closed.client_seconds.tolist() == [1.5, 5]
+    assert (closed.provision_bytes[0], closed.down_bytes[0], closed.up_bytes[0]) == (500, 0, 0)
+    assert closed.joules[0] == pytest.approx(1.5 * 1 + 500 * 0.01)
+    assert closed.received.tolist() == [False, True]
+    assert closed.virtual_seconds == 5
+
+
+def test_a_round_that_misses_its_goal_closes_when_nobody_is_on_the_way():
+    closed = close_round(trips_of([6, 1]), Pace(goal=2), np.array([0.9, STAYS]))
+    assert closed.outcomes == ("dropped", "ok")
+    assert closed.virtual_seconds == 9
+
+
+def test_who_would_leave_after_the_close_is_late():
+    closed = close_round(trips_of([6, 1]), Pace(goal=1), np.array([0.9, STAYS]))
+    assert (closed.outcomes, closed.virtual_seconds) == (("late", "ok"), 5)
+
+
+def test_a_client_that_does_not_fit_fails_at_its_first_step():
+    closed = close_round(trips_of([6, 1], fits=[False, True]), Pace())
+    assert closed.outcomes == ("oom", "ok")
+    assert closed.client_seconds.tolist() == [2, 5]
+    assert (closed.down_bytes[0], closed.up_bytes[0]) == (500, 0)
+    assert closed.joules[0] == pytest.approx(2 * 1 + 1000 * 0.01)
+
+
+def test_a_client_that_leaves_before_its_first_step_is_dropped_and_not_out_of_memory():
+    closed = close_round(trips_of([6], fits=[False]), Pace(), np.array([0.1]))
+    assert (closed.outcomes, closed.virtual_seconds) == (("dropped",), 1)
+
+
+def test_if_everybody_drops_the_round_closes_with_nobody():
+    closed = close_round(trips_of([6, 1]), Pace(deadline_seconds=100), np.array([0.5, 0.5]))
+    assert (closed.outcomes, closed.virtual_seconds) == (("dropped", "dropped"), 5)
+
+
+def test_a_concurrency_below_the_number_of_clients_is_refused():
+    with pytest.raises(ConfigError, match="concurrency = 2, but the round asks 3 clients"):
+        close_round(trips_of([1, 2, 3]), Pace(concurrency=2))
+
+
+ROUNDS = st.tuples(
+    st.lists(st.integers(0, 50), min_size=1, max_size=7),
+    st.none() | st.integers(1, 8),
+    st.none() | st.integers(1, 60),
+    st.randoms(use_true_random=False),
+)
+
+
+def drawn(example):
+    compute, goal, deadline, random = example
+    fits = [random.random() < 0.8 for _ in compute]
+    leaves = np.array([random.choice([STAYS, random.random()]) for _ in compute])
+    return trips_of(compute, fits=fits), Pace(goal=goal, deadline_seconds=deadline), leaves
+
+
+@settings(max_examples=80, deadline=None)
+@given(ROUNDS)
+def test_nobody_is_charged_more_than_the_whole_trip_and_who_is_ok_is_charged_its_price(example):
+    trips, pace, leaves = drawn(example)
+    closed = close_round(trips, pace, leaves)
+    whole = price_trips(
+        trips.device,
+        compute_seconds=trips.compute_seconds,
+        up_bytes=trips.up_bytes,
+        down_bytes=trips.down_bytes,
+        provision_bytes=trips.provision_bytes,
+    )
+    for name in ("up_bytes", "down_bytes", "provision_bytes", "joules"):
+        assert (getattr(closed, name) <= getattr(whole, name) * (1 + 1e-12)).all()
+    ok = np.array(closed.outcomes) == "ok"
+    assert closed.joules[ok] == pytest.approx(whole.joules[ok])
+    assert closed.client_seconds[ok] == pytest.approx(whole.virtual_seconds[ok])
+    assert closed.up_bytes[ok].tolist() == whole.up_bytes[ok].tolist()
+    assert (closed.client_seconds <= closed.virtual_seconds).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(ROUNDS)
+def test_a_round_keeps_its_goal_and_its_deadline(example):
+    trips, pace, leaves = drawn(example)
+    closed = close_round(trips, pace, leaves)
+    if pace.goal is not None:
+        assert closed.outcomes.count("ok") <= pace.goal
+    if pace.deadline_seconds is not None:
+        assert closed.virtual_seconds <= pace.deadline_seconds
+
+
+@settings(max_examples=80, deadline=None)
+@given(ROUNDS)
+def test_the_order_of_clients_does_not_matter(example):
+    trips, pace, leaves = drawn(example)
+    order = np.random.default_rng(len(leaves)).permutation(len(leaves))
+    straight, shuffled = (
+        close_round(trips, pace, leaves),
+        close_round(take(trips, order), pace, leaves[order]),
+    )
+    assert shuffled.outcomes == tuple(straight.outcomes[i] for i in order)
+    assert shuffled.joules.tolist() == straight.joules[order].tolist()
+    assert shuffled.virtual_seconds == straight.virtual_seconds
+
+
+def test_a_client_with_availability_0_7_leaves_in_three_rounds_of_ten():
+    ids = np.arange(4000)
+    leaves = draw_dropouts(0, 1, ids, np.full(4000, 0.7))
+    # The standard deviation of the share is 0.0072.
+    assert np.isfinite(leaves).mean() == pytest.approx(0.3, abs=0.03)
+    assert leaves[np.isfinite(leaves)].mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_who_is_always_there_never_leaves_and_who_never_is_always_does():
+    leaves = draw_dropouts(0, 1, np.arange(50), np.repeat([1.0, 0.0], 25))
+    assert np.isinf(leaves[:25]).all()
+    assert np.isfinite(leaves[25:]).all()
+
+
+def test_a_draw_depends_on_run_round_and_client_alone():
+    half = np.full(40, 0.5)
+    leaves = draw_dropouts(0, 1, np.arange(40), half)
+    assert draw_dropouts(0, 1, np.arange(39, -1, -1), half)[::-1].tolist() == leaves.tolist()
+    assert draw_dropouts(0, 2, np.arange(40), half).tolist() != leaves.tolist()
+    assert draw_dropouts(1, 1, np.arange(40), half).tolist() != leaves.tolist()
+
+
+def test_trips_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        trips_of([1]).up_bytes = np.array([0])
