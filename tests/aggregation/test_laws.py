@@ -1,4 +1,4 @@
-"""The laws of `fedray.aggregation.rule.LAWS`, for every rule: undeclared ones hold, declared breaks are real."""
+"""The laws of `fedray.aggregation.rule`, for every rule: undeclared ones hold, declared breaks are real."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
