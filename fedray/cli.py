@@ -1,0 +1,164 @@
+"""The command line: a thin skin over `fedray.api`.
+
+Exit codes: 0 done; 1 an error of fedray's own, with its traceback; 2 a mistake that the user can mend,
+in one sentence; 130 interrupted.
+"""
+
+import errno
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import fedray
+from fedray import api
+from fedray.errors import FedrayError
+
+OK, MISTAKE, INTERRUPTED = 0, 2, 130
+# What the machine refuses and the user can mend: a full disk, a folder without permission, a wrong path.
+_MENDABLE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How a plan is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as examples/quickstart.yaml.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `fedray run` wrote.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace one key, the value in YAML; may be given again, later ones win.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Join a running Ray cluster; short for --set ray.address=..."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedray {fedray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Train one pretrained model across many unequal devices: every client gets what fits it.
+
+    A first run, on real weights and real text, without a download:
+
+        fedray run examples/quickstart.yaml --out runs/first
+
+    What would each device get, and what would it cost? (nothing is trained)
+
+        fedray plan examples/quickstart.yaml
+    """
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for everything the run leaves.")],
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Train, and leave records, adapter and report in a folder.
+
+    Another policy, without Ray:
+
+        fedray run CONFIG --out DIR --set policy=drop_weak --set runtime=local
+
+    DIR holds config.yaml (resolved), rounds.parquet, clients.parquet, adapter/ (for PEFT), checkpoint/,
+    environment.json and report.html.
+    """
+    api.run(config, out=out, overrides=_with_address(overrides, address))
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    output: Annotated[
+        Format, typer.Option("--format", help="A table to read, or JSON to compute with.")
+    ] = Format.TABLE,
+    overrides: Overrides = None,
+) -> None:
+    """Price the fleet and show what the policy would give each client, without training.
+
+    As JSON, for another menu:
+
+        fedray plan CONFIG --format json --set 'menu.ranks=[2, 16]'
+    """
+    result = api.plan(config, overrides=overrides or ())
+    typer.echo(result.to_json() if output is Format.JSON else result.to_table())
+
+
+@app.command()
+def report(out: RunFolder) -> None:
+    """Write report.html of a run again, also of one that is unfinished."""
+    typer.echo(api.write_report(out))
+
+
+@app.command()
+def resume(out: RunFolder) -> None:
+    """Continue an interrupted run; the result is that of an unbroken one."""
+    api.resume(out)
+
+
+@app.command()
+def doctor() -> None:
+    """Measure this machine, and say what is missing."""
+    typer.echo(api.diagnose())
+
+
+def _with_address(overrides: Sequence[str] | None, address: str | None) -> list[str]:
+    joined = [f"ray.address={address}"] if address is not None else []
+    return [*(overrides or ()), *joined]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; without arguments, those of the process."""
+    try:
+        app(arguments, standalone_mode=True)
+    except SystemExit as stop:
+        return int(stop.code or OK)
+    except FedrayError as mistake:
+        return _said(str(mistake))
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        return _said(f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}.")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return OK
+
+
+def _said(sentences: str) -> int:
+    for sentence in sentences.splitlines():
+        print(f"fedray: {sentence}", file=sys.stderr)
+    return MISTAKE

@@ -1,0 +1,193 @@
+"""What a single key cannot know: options without effect, and values that contradict each other."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedray.config.sections import Config, NaturalId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """Keys that have no effect under some condition: refused when given, left out when written back.
+
+    Attributes:
+        keys: dotted; a section's name stands for all its keys.
+        when: the condition; ``because`` says it and what to change.
+    """
+
+    keys: tuple[str, ...]
+    when: Callable[[Config], bool]
+    because: str
+
+
+IDLE = (
+    Idle(
+        keys=("ray",),
+        when=lambda c: c.runtime == "local",
+        because="with runtime: local; drop it or set runtime: on_ray",
+    ),
+    Idle(
+        keys=("ray.num_actors",),
+        when=lambda c: c.ray.clients_per_actor == 1,
+        because="with ray.clients_per_actor: 1, where every client has an actor; drop one of the two",
+    ),
+    Idle(
+        keys=("ray.object_store_memory",),
+        when=lambda c: c.ray.address is not None,
+        because="with ray.address, where the cluster's store already runs; drop one of the two",
+    ),
+    Idle(
+        keys=("training.momentum",),
+        when=lambda c: c.training.optim == "adamw",
+        because="with training.optim: adamw; drop it or set training.optim: sgd",
+    ),
+    Idle(
+        keys=("training.adam_beta1", "training.adam_beta2", "training.adam_epsilon"),
+        when=lambda c: c.training.optim == "sgd",
+        because="with training.optim: sgd; drop it or set training.optim: adamw",
+    ),
+    Idle(
+        keys=("training.num_train_epochs",),
+        when=lambda c: c.training.max_steps is not None,
+        because="with training.max_steps, which sets the local work; drop one of the two",
+    ),
+    Idle(
+        keys=("menu.depths", "menu.target_modules", "menu.lora_scale"),
+        when=lambda c: not c.menu.ranks,
+        because="without menu.ranks; drop it or give ranks",
+    ),
+    Idle(
+        keys=("data.subset", "data.split"),
+        when=lambda c: c.data.source == "docstrings",
+        because="with data.source: docstrings, which is one set; drop it",
+    ),
+    Idle(
+        keys=("data.modules", "data.max_rows_per_module"),
+        when=lambda c: c.data.source != "docstrings",
+        because="unless data.source is docstrings; drop it",
+    ),
+    Idle(
+        keys=("data.num_clients",),
+        when=lambda c: isinstance(c.data.partitioner, NaturalId),
+        because="with the natural_id partitioner, whose column says who the clients are; "
+        "drop it or give data.partitioner.max_clients",
+    ),
+    Idle(
+        keys=("aggregation.options",),
+        when=lambda c: c.aggregation.name == "auto",
+        because="with aggregation.name: auto, where the policy chooses the rule; name the rule or drop it",
+    ),
+)
+
+
+def idle_keys(config: Config) -> Iterator[tuple[str, str]]:
+    """Each dotted key without effect under this configuration, and why."""
+    for rule in IDLE:
+        if rule.when(config):
+            yield from ((key, rule.because) for key in rule.keys)
+
+
+def broken_rules(config: Config) -> Iterator[str]:
+    """One sentence for each option without effect and for each contradiction."""
+    for key, because in idle_keys(config):
+        for given in _given(config, key):
+            yield f"{given} has no effect {because}."
+    for check in _CONTRADICTIONS:
+        sentence = check(config)
+        if sentence:
+            yield sentence
+
+
+def _given(config: Config, key: str) -> Iterator[str]:
+    """The keys at or under ``key`` that were given a value; null and an empty group give none."""
+    parent, section = "", config
+    *sections, last = key.split(".")
+    for name in sections:
+        parent, section = f"{parent}{name}.", getattr(section, name)
+    value = getattr(section, last)
+    if isinstance(value, BaseModel):
+        for field in sorted(value.model_fields_set):
+            yield from _given(config, f"{key}.{field}")
+    elif last in section.model_fields_set and value is not None and value != {}:
+        yield key
+
+
+def _shares(config: Config) -> str | None:
+    held_out = config.data.test_share + config.data.validation_share
+    if held_out < 1:
+        return None
+    return (
+        f"data.test_share and data.validation_share leave no rows to train on: together they are "
+        f"{held_out:g}, and must be below 1."
+    )
+
+
+def _unseen(config: Config) -> str | None:
+    unseen = config.data.unseen_clients
+    if unseen < 1 or unseen == int(unseen):
+        return None
+    return f"data.unseen_clients must be a whole number or a share below 1, found {unseen:g}."
+
+
+def _trained_clients(config: Config) -> str | None:
+    data, asked = config.data, config.rounds.clients_per_round
+    if isinstance(data.partitioner, NaturalId) or data.unseen_clients != int(data.unseen_clients):
+        return None
+    training = data.num_clients - int(data.unseen_clients)
+    if asked <= training:
+        return None
+    return (
+        f"rounds.clients_per_round asks for {asked} clients, and only {training} train "
+        f"(data.num_clients {data.num_clients} less data.unseen_clients {int(data.unseen_clients)}); "
+        "ask for fewer or give more."
+    )
+
+
+def _menu(config: Config) -> str | None:
+    if config.menu.ranks or config.menu.head_only:
+        return None
+    return "menu offers nothing: menu.ranks is empty and menu.head_only is false; give one of them."
+
+
+def _recompute(config: Config) -> str | None:
+    if config.menu.ranks or config.menu.recompute == (False,):
+        return None
+    return "menu.recompute has nothing to recompute without menu.ranks; drop it or give ranks."
+
+
+def _pace(config: Config) -> str | None:
+    pace, asked = config.pace, config.rounds.clients_per_round
+    goal = pace.goal or asked
+    if goal > asked:
+        return f"pace.goal waits for {goal} updates, and rounds.clients_per_round asks {asked} clients only."
+    if pace.concurrency is not None and not goal <= pace.concurrency <= asked:
+        return (
+            f"pace.concurrency must lie between the goal, {goal}, and rounds.clients_per_round, {asked}; "
+            f"found {pace.concurrency}."
+        )
+    return None
+
+
+_CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
+    _shares,
+    _unseen,
+    _trained_clients,
+    _menu,
+    _recompute,
+    _pace,
+)
+
+
+def effective(config: Config) -> Mapping[str, Any]:
+    """Every key that has an effect, with its value, as plain lists, texts and numbers."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    for key, _ in idle_keys(config):
+        group: dict[str, Any] = tree
+        *sections, last = key.split(".")
+        for name in sections:
+            group = group.get(name, {})
+        group.pop(last, None)
+    return tree

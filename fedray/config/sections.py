@@ -1,0 +1,236 @@
+"""Every key of a configuration, with its unit, its default and what it means.
+
+Names are Hugging Face's where they have one. Units stand in the names; sizes may be written with a unit.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from fedray.assignment import Dtype
+from fedray.config.kinds import (
+    AtLeastOne,
+    Bytes,
+    Count,
+    Many,
+    NameAlone,
+    Named,
+    NameOrPath,
+    NotNegative,
+    OneOrMany,
+    PartShare,
+    Positive,
+    Section,
+    Share,
+)
+
+
+class ModelSection(Section):
+    """The pretrained model."""
+
+    name: NameOrPath = Field(
+        "minilm", description="minilm (all-MiniLM-L6-v2, in the demo extra), a Hugging Face id, or a folder."
+    )
+
+
+class Iid(Section):
+    """Equal shares of the shuffled rows."""
+
+    name: Literal["iid"] = Field("iid", description="Equal shares of the shuffled rows.")
+
+
+class Dirichlet(Section):
+    """Of every label, shares drawn from a Dirichlet distribution (1905.12022)."""
+
+    name: Literal["dirichlet"] = Field("dirichlet", description="Label shares drawn from Dirichlet(alpha).")
+    alpha: Positive = Field(0.3, description="The smaller, the more unlike the clients.")
+    label_column: str = Field("label", description="Column that holds the label.")
+    min_partition_size: Count = Field(1, description="Rows that every client gets at least.")
+
+
+class NaturalId(Section):
+    """One client for every value of a column."""
+
+    name: Literal["natural_id"] = Field("natural_id", description="One client for every value of a column.")
+    column: str = Field(description="Column whose values are the clients: a speaker, an author, a device.")
+    min_rows: Count = Field(1, description="Clients with fewer rows are left out.")
+    max_clients: Count | None = Field(None, description="At most so many clients, drawn by the seed.")
+
+
+class Pathological(Section):
+    """Every client holds a few labels only (1602.05629)."""
+
+    name: Literal["pathological"] = Field("pathological", description="A few labels for every client.")
+    num_classes_per_partition: Count = Field(2, description="Labels of one client.")
+    label_column: str = Field("label", description="Column that holds the label.")
+
+
+Partitioner = Annotated[
+    Iid | Dirichlet | NaturalId | Pathological, Field(discriminator="name"), NameAlone
+]
+
+
+class DataSection(Section):
+    """The rows, and who holds which."""
+
+    source: NameOrPath = Field(
+        "docstrings",
+        description="docstrings (of Python's own library), a datasets name, or a local file or folder.",
+    )
+    subset: str | None = Field(None, description="Configuration of a data set that has several.")
+    split: str | None = Field(None, description="A split, or a slice such as train[:1000]; train if absent.")
+    modules: Many[str] | None = Field(
+        None, description="Modules whose docstrings are read; a fixed list of 16 if absent."
+    )
+    max_rows_per_module: Count = Field(150, description="At most so many docstrings of each module.")
+    max_rows: Count | None = Field(None, description="At most so many rows in all, drawn by the seed.")
+    max_length: Count = Field(128, description="Tokens of a row at most; longer rows are cut.")
+    partitioner: Partitioner = Field(
+        default_factory=Dirichlet, description="How rows are divided among clients (flwr-datasets)."
+    )
+    num_clients: Count = Field(32, description="Clients that the rows are divided among.")
+    test_share: PartShare = Field(0.2, description="Share of the rows kept for testing.")
+    validation_share: PartShare = Field(0.0, description="Share of the rows kept for validation.")
+    per_client: bool = Field(
+        False, description="Take test and validation rows from every client's own, not from all alike."
+    )
+    unseen_clients: NotNegative = Field(
+        0, description="Clients that never train: a number, or below 1 a share of all clients."
+    )
+
+
+class FleetSection(Section):
+    """The devices."""
+
+    name: NameOrPath = Field(
+        "edge", description="edge, phones, silos, or a file: a YAML mix, a CSV or Parquet table of clients."
+    )
+    memory_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Share of each device's RAM that this job may use; the mix's own if absent."
+    )
+    correlation: Share | None = Field(
+        None, description="How far memory, compute and links go together, 0 to 1; the mix's own if absent."
+    )
+    size_follows_memory: bool = Field(False, description="Clients with more memory hold more rows.")
+
+
+class MenuSection(Section):
+    """The knobs whose combinations are the assignments on offer."""
+
+    ranks: Many[Count] = Field((8,), description="LoRA ranks of a trained block.")
+    depths: AtLeastOne[Count | Literal["all"]] = Field(
+        ("all",), description="Trained blocks, counted from the top; all is every block."
+    )
+    recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
+    dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
+    per_device_train_batch_size: AtLeastOne[Count] = Field((8,), description="Rows in one local step.")
+    target_modules: AtLeastOne[str] | None = Field(
+        None, description="Adapted linears by the last part of their name; the family's usual if absent."
+    )
+    lora_scale: Positive = Field(2.0, description="lora_alpha / rank, one factor for all ranks.")
+    head_only: bool = Field(False, description="Also offer the head alone, without an adapter.")
+
+
+class TrainingSection(Section):
+    """What a client does locally."""
+
+    optim: Literal["adamw", "sgd"] = Field("adamw", description="The local optimizer.")
+    learning_rate: NotNegative = Field(1e-3, description="Step size, the same in every round.")
+    weight_decay: NotNegative = Field(0.0, description="Decoupled for adamw, added to the gradient for sgd.")
+    momentum: PartShare = Field(0.0, description="Of sgd.")
+    adam_beta1: PartShare = Field(0.9, description="Of adamw: decay of the first moment.")
+    adam_beta2: PartShare = Field(0.999, description="Of adamw: decay of the second moment.")
+    adam_epsilon: Positive = Field(1e-8, description="Of adamw: added to the denominator.")
+    max_grad_norm: Positive | None = Field(1.0, description="Each client's gradient is cut to this norm.")
+    num_train_epochs: Count = Field(1, description="Passes over a client's own rows in a round.")
+    max_steps: Count | None = Field(None, description="Local steps in a round, in place of epochs.")
+
+
+class RoundsSection(Section):
+    """How many rounds, with how many clients."""
+
+    num_rounds: Count = Field(10, description="Rounds of the run.")
+    clients_per_round: Count = Field(8, description="Clients asked in a round.")
+    eval_rounds: Count = Field(1, description="Rounds between two evaluations; the last is always evaluated.")
+
+
+class AggregationSection(Section):
+    """How unlike updates become one state."""
+
+    name: str = Field("auto", description="A rule's name; auto is the one the policy asks for.")
+    options: Mapping[str, Any] = Field(default_factory=dict, description="Of the rule, such as mode or form.")
+    weights: Literal["rows", "uniform"] | None = Field(
+        None, description="An update weighs its rows, or all alike; as the rule's paper has it if absent."
+    )
+    clip_norm: Positive | None = Field(None, description="Each update is cut to this norm.")
+
+
+class PaceSection(Section):
+    """When a round closes."""
+
+    goal: Count | None = Field(None, description="Updates a round waits for; all that were asked if absent.")
+    concurrency: Count | None = Field(None, description="Clients asked at once; the goal if absent.")
+    deadline_seconds: Positive | None = Field(
+        None, description="Virtual seconds after which a round closes; it waits for everybody if absent."
+    )
+
+
+class PacksSection(Section):
+    """How clients share a forward pass. Part of what a run computes, on Ray or not."""
+
+    clients_per_pack: Count = Field(8, description="Clients trained in one forward pass at most.")
+    threads_per_pack: Count = Field(1, description="Threads that train one pack.")
+    tokens_per_wave: Count = Field(4096, description="Padded tokens of one forward pass at most.")
+    tokens_per_wave: Count = Field(4096, description="Padded tokens of one forward pass at most.")
+
+
+class RaySection(Section):
+    """Where actors run."""
+
+    address: str | None = Field(None, description="Of a running cluster; Ray starts here if absent.")
+    num_actors: Count | None = Field(None, description="Actors that carry clients; one per CPU if absent.")
+    clients_per_actor: Literal[1] | None = Field(
+        None, description="1 gives every client its own actor, its declared memory as a reservation."
+    )
+    object_store_memory: Bytes | None = Field(
+        None, description="Bytes of Ray's object store, such as 2 GiB; Ray's own choice if absent."
+    )
+
+
+class AuditSection(Section):
+    """Which clients run alone under the memory counter."""
+
+    distinct: bool = Field(True, description="Every distinct assignment and work shape of the run, once.")
+    share: Share = Field(0.02, description="Share of all other client-rounds, drawn by the seed.")
+
+
+class Config(Section):
+    """One run."""
+
+    model: Annotated[ModelSection, NameAlone] = Field(
+        default_factory=ModelSection, description="The pretrained model."
+    )
+    task: Named = Field(Named(name="text_classification"), description="What is learnt.")
+    data: DataSection = Field(default_factory=DataSection, description="The rows, and who holds which.")
+    fleet: Annotated[FleetSection, NameAlone] = Field(
+        default_factory=FleetSection, description="The devices."
+    )
+    menu: MenuSection = Field(default_factory=MenuSection, description="The assignments on offer.")
+    training: TrainingSection = Field(default_factory=TrainingSection, description="The local work.")
+    rounds: RoundsSection = Field(default_factory=RoundsSection, description="How many, how large.")
+    policy: Named = Field(Named(name="largest_that_fits"), description="Who gets what.")
+    aggregation: Annotated[AggregationSection, NameAlone] = Field(
+        default_factory=AggregationSection, description="How updates become one state."
+    )
+    pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
+    dropouts: bool = Field(False, description="Clients drop out of rounds as their profiles declare.")
+    provision: Literal["first_contact", "preinstalled"] = Field(
+        "first_contact", description="Frozen weights reach a client when first needed, or lie there already."
+    )
+    runtime: Literal["local", "on_ray"] = Field("on_ray", description="This process alone, or actors on Ray.")
+    packs: PacksSection = Field(default_factory=PacksSection, description="How clients share a forward pass.")
+    ray: RaySection = Field(default_factory=RaySection, description="Where actors run.")
+    audit: AuditSection = Field(default_factory=AuditSection, description="Who runs alone under the counter.")
+    report_to: OneOrMany[str] = Field((), description="Trackers by accelerate's name, such as wandb.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="All randomness derives from it.")
