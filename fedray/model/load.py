@@ -44,6 +44,11 @@ def load_config(name: str) -> PreTrainedConfig:
     return config
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face id, a folder, or ``"minilm"``, with a pad token. Raises ModelError."""
+    return _load_tokenizer(name, _source(name))
+
+
 def load_backbone(
     name: str, head: TaskHead, dtype: Dtype = "fp32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -64,6 +69,7 @@ def load_backbone(
             dtype=TORCH_DTYPES[dtype],
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, to be refused below in our words
             **_without_pooler(family, head),
         )
     _check_keys(name, head, report)
@@ -191,6 +197,9 @@ def _some(keys: Iterable[str]) -> str:
 def _load_tokenizer(name: str, source: str) -> PreTrainedTokenizerBase:
     with _sentences(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    # Without its files transformers makes up a tokenizer that knows its special tokens and no word.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"There is no tokenizer with the model {name!r}; save one into the same folder.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
