@@ -169,11 +169,11 @@ class _Source:
 
 
 def _from_class(origin: _Source, made_by: type, options: dict[str, Any]) -> LoadedPolicy:
+    if not hasattr(made_by, "assign"):
+        raise PolicyError(f"Policy {origin.name!r} ({origin.file}) has no method assign(cohort, offers).")
     _check_options(origin, made_by, options, (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY))
     with _blamed(origin, "__init__"):
         policy = made_by(**options)
-    if not hasattr(policy, "assign"):
-        raise PolicyError(f"Policy {origin.name!r} ({origin.file}) has no method assign(cohort, offers).")
     return LoadedPolicy(origin, policy.assign, policy)
 
 

@@ -64,6 +64,8 @@ class Schedule:
 def ask_menu(policy: Policy, view: View) -> tuple[Assignment, ...]:
     """The round's menu, without repeats. Raises PolicyError."""
     menu = policy.menu(view)
+    if not isinstance(menu, Sequence):
+        raise PolicyError(f"The policy's menu is a list of Assignments; found {_described(menu)}.")
     strange = next((entry for entry in menu if not isinstance(entry, Assignment)), None)
     if strange is not None:
         raise PolicyError(f"A menu holds Assignments; the policy's holds {strange!r}.")
@@ -74,9 +76,10 @@ def ask_menu(policy: Policy, view: View) -> tuple[Assignment, ...]:
 
 def ask_selection(policy: Policy, view: View, state: State) -> Ints:
     """The round's clients, [clients], in the policy's order. Raises PolicyError."""
-    ids = np.asarray(policy.select(view, state))
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise PolicyError(f"select returns client ids, integers; found {ids.dtype} of shape {ids.shape}.")
+    answer = policy.select(view, state)
+    ids = _integers(answer)
+    if ids is None:
+        raise PolicyError(f"select returns client ids, one integer each; found {_described(answer)}.")
     if not len(ids):
         raise PolicyError(f"select chose nobody for round {view.round}; choose at least one client.")
     beyond = ids[(ids < 0) | (ids >= view.num_clients)]
@@ -85,7 +88,7 @@ def ask_selection(policy: Policy, view: View, state: State) -> Ints:
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise PolicyError(f"select chose client {values[counts > 1][0]} more than once; give every id once.")
-    return ids.astype(np.int64)
+    return ids
 
 
 def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> Offers:
@@ -244,17 +247,37 @@ def _provision(
 
 def _holds_assignments(answer: Choice) -> TypeGuard[Sequence[Assignment | None]]:
     """Whether the policy answered with assignments and Nones rather than with menu indices."""
-    if isinstance(answer, np.ndarray) and answer.dtype != object:
+    if not isinstance(answer, list | tuple) and not (
+        isinstance(answer, np.ndarray) and answer.dtype == object
+    ):
         return False
     return all(entry is None or isinstance(entry, Assignment) for entry in answer)
 
 
+def _integers(answer: object) -> Ints | None:
+    """The answer as integers, [any]; None if it is something else (no number is rounded to fit)."""
+    try:
+        array = np.asarray(answer)
+    except ValueError:  # rows of unlike length
+        return None
+    if array.shape == (0,):
+        return np.zeros(0, np.int64)
+    return array.astype(np.int64) if array.ndim == 1 and array.dtype.kind in "iu" else None
+
+
+def _described(answer: object) -> str:
+    if isinstance(answer, np.ndarray):
+        return f"an array of {answer.dtype}, shape {answer.shape}"
+    text = repr(answer)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _checked_indices(answer: Choice, cohort: Cohort, offers: Offers) -> Ints:
-    choice = np.asarray(answer)
-    if choice.shape != (len(cohort),) or choice.dtype.kind not in "iu":
+    choice = _integers(answer)
+    if choice is None or len(choice) != len(cohort):
         raise PolicyError(
-            f"assign returns {len(cohort)} integers, a menu index per client or -1 to leave it out; found "
-            f"{choice.dtype} of shape {choice.shape}."
+            f"assign returns {len(cohort)} integers, a menu index per client or -1 to leave it out; "
+            f"found {_described(answer)}."
         )
     beyond = np.flatnonzero((choice < LEAVE_OUT) | (choice >= len(offers.menu)))
     if len(beyond):
@@ -262,7 +285,6 @@ def _checked_indices(answer: Choice, cohort: Cohort, offers: Offers) -> Ints:
             f"The policy gave client {cohort.client_ids[beyond[0]]} the menu index {choice[beyond[0]]}; the "
             f"menu has {len(offers.menu)} entries, so indices are -1 (leave out) to {len(offers.menu) - 1}."
         )
-    choice = choice.astype(np.int64)
     given = np.flatnonzero(choice != LEAVE_OUT)
     unfit = given[~offers.fits[choice[given], given]]
     if len(unfit):

@@ -19,7 +19,7 @@ def assign(cohort: Cohort, offers: Offers, *, assignment: int | None = None, min
         offers: what fits them.
         assignment: the menu index everybody is to train; the biggest entry if absent.
         min_share: if fewer clients than this share can run it, the biggest that this share can run is
-            given instead; if there is none, the one that most clients can run.
+            given instead; if there is none, the biggest of those that most clients can run.
     """
     if assignment is not None and not 0 <= assignment < len(offers.menu):
         raise PolicyError(
@@ -29,6 +29,6 @@ def assign(cohort: Cohort, offers: Offers, *, assignment: int | None = None, min
     wanted = int(np.argmax(offers.sum_of_ranks)) if assignment is None else assignment
     enough = share >= max(min_share, 1 / len(cohort))
     if not enough[wanted]:
-        size = np.where(enough, offers.sum_of_ranks, -1) if enough.any() else share
-        wanted = int(np.argmax(size))
+        reachable = enough if enough.any() else share == share.max()
+        wanted = int(np.argmax(np.where(reachable, offers.sum_of_ranks, -1)))
     return np.where(offers.fits[wanted], wanted, LEAVE_OUT)
