@@ -2,13 +2,26 @@
 
 A task is a file like a policy, found by name or by path. Its loss gives one value per row and never
 mixes rows, so rows of many clients can share one forward pass.
+
+A task file holds one class with the members of `Task`, under any name; the options of the
+configuration are its constructor's arguments.
 """
 
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor
 
+from fedray.errors import ConfigError, DataError
+
+Head = Literal["classification", "causal_lm"]
 Batch = Mapping[str, Tensor]  # every tensor is [rows, ...]; input_ids and attention_mask are [rows, tokens]
 
 
@@ -25,7 +38,7 @@ class Forward(Protocol):
 class Task(Protocol):
     """What is learnt."""
 
-    head: Literal["classification", "causal_lm"]
+    head: Head
 
     def labels(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """How many outputs the head needs for these rows (causal LM: 0, the model has its own)."""
@@ -39,5 +52,102 @@ class Task(Protocol):
     def outputs(self, forward: Forward, batch: Batch) -> list[Mapping[str, Any]]:
         """What `metrics` needs of each row, as plain numbers; called without gradient."""
 
-    def metrics(self, outputs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def metrics(
+        self, outputs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
         """``accuracy`` and ``loss`` (both averages over rows) and any others."""
+
+
+MEMBERS = ("head", "labels", "features", "loss", "outputs", "metrics")
+_SHIPPED = "fedray.training.tasks"
+
+
+def cell(row: Mapping[str, Any], column: str) -> Any:
+    """A row's value in a column. Raises DataError, which lists the columns, where there is none."""
+    if column not in row:
+        raise DataError(
+            f"The task reads the column {column!r}, and the rows have {', '.join(row)}; "
+            f"name the right one in the task's options."
+        )
+    if row[column] is None:
+        raise DataError(
+            f"A row has nothing in the column {column!r} that the task reads; fill or drop such rows."
+        )
+    return row[column]
+
+
+def task_names() -> tuple[str, ...]:
+    """The tasks that fedray ships."""
+    shipped = importlib.import_module(_SHIPPED)
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(shipped.__path__)))
+
+
+def load_task(name_or_path: str | Path, options: Mapping[str, Any] | None = None) -> Task:
+    """The task of this name, or of the file at this path, made with these options.
+
+    A task keeps what it learnt of the rows (its classes, a tokenizer), so other processes are sent the
+    task itself, not its name; cloudpickle, which Ray uses, carries one from a file by value.
+
+    Args:
+        name_or_path: one of `task_names`, or a path that ends in .py.
+        options: arguments of the class.
+
+    Raises:
+        ConfigError: if there is no such task, its file does not run or holds no task or several, or an
+            option is not one of its own.
+    """
+    kind = _task_class(_module(name_or_path), str(name_or_path))
+    known = inspect.signature(kind).parameters
+    unknown = [name for name in options or {} if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"The task {str(name_or_path)!r} has no option {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(known) or 'none'}."
+        )
+    try:
+        return cast(Task, kind(**(options or {})))
+    except TypeError as error:
+        raise ConfigError(
+            f"The task {str(name_or_path)!r} cannot be made with {options}: {error}."
+        ) from error
+
+
+def _module(name_or_path: str | Path) -> ModuleType:
+    if str(name_or_path) in task_names():
+        return importlib.import_module(f"{_SHIPPED}.{name_or_path}")
+    path = Path(name_or_path)
+    if path.suffix != ".py" or not path.is_file():
+        raise ConfigError(
+            f"There is no task {str(name_or_path)!r}: give one of {', '.join(task_names())}, or the path of "
+            f"an existing .py file (looked for {path.absolute()})."
+        )
+    name = f"fedray_task_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their own module up while they are made. It does not stay: cloudpickle sends a
+    # class by value only if its module cannot be imported, and elsewhere this one cannot.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"The task file {path} does not run: {type(error).__name__}: {error}.") from error
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def _task_class(module: ModuleType, name: str) -> type:
+    own = [
+        kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__
+    ]
+    tasks = [kind for kind in own if all(hasattr(kind, member) for member in MEMBERS)]
+    if len(tasks) == 1:
+        return tasks[0]
+    if tasks:
+        found = f"{len(tasks)} of them: {', '.join(kind.__name__ for kind in tasks)}"
+    else:
+        lacks = [f"{k.__name__} without {', '.join(m for m in MEMBERS if not hasattr(k, m))}" for k in own]
+        found = "; ".join(lacks) or "no class"
+    raise ConfigError(f"A task file holds one class with {', '.join(MEMBERS)}; {name!r} holds {found}.")
