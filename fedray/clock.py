@@ -100,7 +100,7 @@ def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) ->
     everything and is ``oom`` at its first step, which is charged no time.
 
     Args:
-        trips: of at least one client.
+        trips: of the clients that were given something; with nobody the round closes at second 0.
         pace: goal, concurrency and deadline; the concurrency may not be smaller than the number of trips.
         leaves_after: from `draw_dropouts`; None if nobody drops out.
 
@@ -130,7 +130,7 @@ def _close(client_ids: Ints, end: Floats, arrives: Bools, pace: Pace) -> tuple[f
     order = np.lexsort((client_ids, end))
     in_time = order[arrives[order] & (end[order] <= deadline)][: pace.goal]
     reached = pace.goal is not None and len(in_time) == pace.goal
-    close = end[in_time[-1]] if reached else min(end.max(), deadline)
+    close = end[in_time[-1]] if reached else min(end.max(initial=0.0), deadline)
     accepted = np.zeros(len(end), np.bool_)
     accepted[in_time] = True
     return float(close), accepted

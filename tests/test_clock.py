@@ -118,6 +118,18 @@ def test_a_client_that_leaves_before_its_first_step_is_dropped_and_not_out_of_me
     assert (closed.outcomes, closed.virtual_seconds) == (("dropped",), 1)
 
 
+def test_a_client_that_would_leave_after_running_out_of_memory_is_out_of_memory():
+    # It fails at second 2 and would have left at second 9 of 10.
+    closed = close_round(trips_of([6], fits=[False]), Pace(), np.array([0.9]))
+    assert (closed.outcomes, closed.virtual_seconds) == (("oom",), 2)
+
+
+@pytest.mark.parametrize("pace", [Pace(), Pace(goal=2, deadline_seconds=5.0)])
+def test_a_round_that_asks_nobody_closes_at_once(pace):
+    closed = close_round(trips_of([]), pace, draw_dropouts(0, 1, np.arange(0), np.zeros(0)))
+    assert (closed.outcomes, closed.virtual_seconds) == ((), 0)
+
+
 def test_if_everybody_drops_the_round_closes_with_nobody():
     closed = close_round(trips_of([6, 1]), Pace(deadline_seconds=100), np.array([0.5, 0.5]))
     assert (closed.outcomes, closed.virtual_seconds) == (("dropped", "dropped"), 5)
