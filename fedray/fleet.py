@@ -28,7 +28,7 @@ class Fleet:
     """All profiles. Client ids are the rows of ``table``, from 0.
 
     Attributes:
-        table: columns as in `SCHEMA`, one chunk each, checked.
+        table: columns as in `SCHEMA`, checked.
     """
 
     def __init__(self, table: pa.Table, source: str = "The fleet") -> None:
@@ -42,6 +42,8 @@ class Fleet:
             ConfigError: a missing or unknown column, a wrong type, a value out of range.
         """
         self.table: pa.Table = conform(table, source)
+        # A column is merged into one array when it is first asked for, so that loading does not wait for it.
+        self._merged: dict[str, pa.Array] = {}
 
     @staticmethod
     def from_profiles(profiles: Sequence[Profile]) -> "Fleet":
@@ -76,7 +78,7 @@ class Fleet:
 
     def numbers(self, column: str, client_ids: Ints) -> Any:
         """One numeric column of some clients, [clients]; int64 for bytes, float64 for the rest."""
-        return self.table.column(column).chunk(0).to_numpy()[client_ids]
+        return self._array(column).to_numpy()[client_ids]
 
     def attention(self, client_ids: Ints) -> NDArray[np.str_]:
         """The attention kernel of each, [clients]."""
@@ -115,8 +117,13 @@ class Fleet:
             partial.unlink(missing_ok=True)
             raise ConfigError(f"The fleet cannot be written to {target}: {error}.") from error
 
+    def _array(self, column: str) -> pa.Array:
+        if column not in self._merged:
+            self._merged[column] = self.table.column(column).combine_chunks()
+        return self._merged[column]
+
     def _text(self, column: str, client_ids: Ints) -> NDArray[np.str_]:
-        encoded = self.table.column(column).chunk(0)
+        encoded = self._array(column)
         words = np.array(encoded.dictionary.to_pylist(), np.str_)
         chosen: NDArray[np.str_] = words[encoded.indices.to_numpy()[client_ids]]
         return chosen

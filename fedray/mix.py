@@ -179,17 +179,16 @@ def mixing(correlation: Correlation) -> Floats:
     Raises:
         ConfigError: not a number 0 to 1 and not a correlation matrix.
     """
-    matrix = np.asarray(correlation, float)
-    if matrix.ndim == 0:
-        matrix = np.where(np.eye(len(QUANTITIES)), 1.0, matrix)
-        if not 0 <= matrix.min() <= 1:
+    if isinstance(correlation, int | float):
+        if not 0 <= correlation <= 1:
             raise ConfigError(f"correlation is a number from 0 to 1 or a matrix, found {correlation}.")
-    shape_is_right = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
-    if not shape_is_right or not np.allclose(matrix, matrix.T) or not np.allclose(np.diag(matrix), 1):
+        correlation = np.where(np.eye(len(QUANTITIES)), 1.0, correlation).tolist()
+    if not _is_unit_symmetric(correlation):
         raise ConfigError(
             f"correlation is a number or a symmetric 4 x 4 matrix with ones on its diagonal, over "
             f"{', '.join(QUANTITIES)}; found {correlation}."
         )
+    matrix = np.asarray(correlation, float)
     # The eigenvectors serve singular matrices too (correlation 1), where Cholesky's factor does not exist.
     values, vectors = np.linalg.eigh(matrix)
     if values[0] < -1e-8:
@@ -199,6 +198,14 @@ def mixing(correlation: Correlation) -> Floats:
         )
     factor: Floats = vectors * np.sqrt(np.clip(values, 0, None))
     return factor
+
+
+def _is_unit_symmetric(matrix: Sequence[Sequence[float]]) -> bool:
+    if [len(row) for row in matrix] != [len(QUANTITIES)] * len(QUANTITIES):
+        return False
+    values = np.asarray(matrix, float)
+    # A NaN is close to nothing, itself included.
+    return np.allclose(values, values.T) and np.allclose(np.diag(values), 1)
 
 
 def draw(
@@ -225,12 +232,24 @@ def draw(
     # Inside a class memory follows the place in the class as it followed compute over the fleet.
     pull = float(factor[MEMORY] @ factor[COMPUTE])
     latent[:, MEMORY] += pull * (place - latent[:, COMPUTE])
-    return {
+    columns = {
         "device_class": np.array([c.name for c in mix.classes])[which],
         **_device_columns(mix, which, place, latent, memory_share),
         **_link_columns(mix, latent),
         "data_size_rank": ndtr(latent[:, DATA_SIZE]),
     }
+    return {name: _rounded(column) for name, column in columns.items()}
+
+
+def _rounded(column: NDArray[Any]) -> NDArray[Any]:
+    """Six significant digits of floats: nobody declares more, and a saved CSV is half as long."""
+    if column.dtype != np.float64:
+        return column
+    # Whole powers of ten up to 1e22 are exact, so the result is the float nearest to its six digits.
+    digits = np.floor(np.log10(np.where(column > 0, column, 1.0))) - 5
+    up, down = 10.0 ** np.maximum(-digits, 0), 10.0 ** np.maximum(digits, 0)
+    rounded: Floats = np.round(column * up / down) * down / up
+    return rounded
 
 
 def _pick(latent: Floats, shares: Sequence[float]) -> tuple[NDArray[np.int64], Floats]:

@@ -78,7 +78,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 
 
 def conform(table: pa.Table, source: str) -> pa.Table:
-    """The same clients with exactly the columns of `SCHEMA`, one chunk each, every value checked.
+    """The same clients with exactly the columns of `SCHEMA`, every value checked.
 
     Args:
         table: columns of `SCHEMA`; those with a default in `Profile` may be missing.
@@ -108,7 +108,7 @@ def _check_names(table: pa.Table, source: str) -> None:
         raise ConfigError(f"{source} has no clients; give it at least one row.")
 
 
-def _column(table: pa.Table, schema_field: pa.Field, source: str) -> pa.Array:
+def _column(table: pa.Table, schema_field: pa.Field, source: str) -> pa.Array | pa.ChunkedArray:
     name, kind, rows = schema_field.name, schema_field.type, table.num_rows
     if name == "client_id" and name not in table.column_names:
         return pa.array(np.arange(rows))
@@ -127,13 +127,12 @@ def _column(table: pa.Table, schema_field: pa.Field, source: str) -> pa.Array:
     try:
         if kind == TEXT and not pa.types.is_dictionary(column.type):
             column = column.cast(pa.string()).dictionary_encode()
-        merged = column.cast(kind).unify_dictionaries() if kind == TEXT else column.cast(kind)
+        return column.cast(kind).unify_dictionaries() if kind == TEXT else column.cast(kind)
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{source}: {name} must hold {_wanted(kind)}, found {column.type}: {reason}."
         ) from error
-    return merged.combine_chunks() if merged.num_chunks != 1 else merged.chunk(0)
 
 
 def _wanted(kind: pa.DataType) -> str:
@@ -144,12 +143,13 @@ def _wanted(kind: pa.DataType) -> str:
 
 def _check_values(table: pa.Table, source: str) -> None:
     for schema_field in SCHEMA:
-        column = table.column(schema_field.name).chunk(0)
         if schema_field.type != TEXT:
-            _check_numbers(column.to_numpy(), schema_field.name, source)
-    ids = table.column("client_id").chunk(0).to_numpy()
-    if not np.array_equal(ids, np.arange(len(ids))):
-        raise ConfigError(f"{source}: client_id counts the rows from 0; sort it so, or leave the column out.")
+            _check_numbers(_pieces(table, schema_field.name), schema_field.name, source)
+    first = 0
+    for ids in _pieces(table, "client_id"):
+        if not np.array_equal(ids, np.arange(first, first + len(ids))):
+            raise ConfigError(f"{source}: client_id counts the rows from 0; sort it so, or leave it out.")
+        first += len(ids)
     for kernel in table.column("attention").chunk(0).dictionary.to_pylist():
         if kernel not in ATTENTIONS:
             raise ConfigError(f"{source}: attention is one of {', '.join(ATTENTIONS)}, found {kernel!r}.")
@@ -157,10 +157,16 @@ def _check_values(table: pa.Table, source: str) -> None:
         _check_resources(text, source)
 
 
-def _check_numbers(values: NDArray[Any], name: str, source: str) -> None:
+def _pieces(table: pa.Table, name: str) -> list[NDArray[Any]]:
+    # Chunk by chunk: merging a million rows would cost more than checking them.
+    return [chunk.to_numpy() for chunk in table.column(name).chunks if len(chunk)]
+
+
+def _check_numbers(pieces: list[NDArray[Any]], name: str, source: str) -> None:
     low, high, words = _RANGES.get(name, (0.0, _FINITE, "at least 0 and finite"))
-    if values.min() >= low and values.max() <= high:
+    if all(piece.min() >= low and piece.max() <= high for piece in pieces):
         return
+    values = np.concatenate(pieces)
     bad = np.flatnonzero(~((values >= low) & (values <= high)))
     raise ConfigError(
         f"{source}: {name} must be {words}, found {values[bad[0]]} in row {bad[0]} ({len(bad)} such rows)."
