@@ -86,7 +86,7 @@ def load_task(name_or_path: str | Path, options: Mapping[str, Any] | None = None
     """The task of this name, or of the file at this path, made with these options.
 
     A task keeps what it learnt of the rows (its classes, a tokenizer), so other processes are sent the
-    task itself, not its name; cloudpickle, which Ray uses, carries one from a file by value.
+    task itself and not its name; the module of one from a file is in ``sys.modules``.
 
     Args:
         name_or_path: one of `task_names`, or a path that ends in .py.
@@ -126,15 +126,14 @@ def _module(name_or_path: str | Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up while they are made. It does not stay: cloudpickle sends a
-    # class by value only if its module cannot be imported, and elsewhere this one cannot.
+    # Dataclasses look their own module up while they are made, and a runtime that sends a task elsewhere
+    # looks it up to send its code along.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"The task file {path} does not run: {type(error).__name__}: {error}.") from error
-    finally:
         del sys.modules[name]
+        raise ConfigError(f"The task file {path} does not run: {type(error).__name__}: {error}.") from error
     return module
 
 
