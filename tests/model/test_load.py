@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from fedray.errors import ModelError
-from fedray.model.load import empty_backbone, load_backbone, load_config
+from fedray.model.load import empty_backbone, load_backbone, load_config, load_tokenizer
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 SMALL = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -54,6 +54,7 @@ def test_minilm_is_the_22_million_parameters_without_the_pooler() -> None:
     assert not any(p.requires_grad for p in model.parameters())
     assert not model.training
     assert tokenizer("hello world")["input_ids"] == [101, 7592, 2088, 102]
+    assert load_tokenizer("minilm")("hello world") == tokenizer("hello world")
 
 
 @torch.no_grad()
