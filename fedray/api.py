@@ -3,7 +3,7 @@
 Everything heavy is imported when it is called, so ``import fedray`` and ``fedray --help`` are quick.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,22 @@ from fedray.errors import ConfigError
 if TYPE_CHECKING:
     from fedray.engine import RunResult
     from fedray.planning import Plan
+    from fedray.record import RoundRecord
 
 Source = str | Path | Mapping[str, Any] | Config
+Show = Callable[["RoundRecord"], None]
 
 
-def run(config: Source, *, out: str | Path, overrides: Sequence[str] = ()) -> "RunResult":
+def run(
+    config: Source, *, out: str | Path, overrides: Sequence[str] = (), show: Show | None = None
+) -> "RunResult":
     """Train, and leave everything measured in a folder.
 
     Args:
         config: a YAML file, the same as a mapping, or a `Config`.
         out: the folder to leave it in; it must not exist, or be empty.
         overrides: ``["training.learning_rate=1e-3"]``: dotted keys and values in YAML.
+        show: called with each round's record when the round is done, such as ``print``.
 
     Raises:
         FedrayError: one clear sentence, before anything is written where that is possible.
@@ -32,7 +37,7 @@ def run(config: Source, *, out: str | Path, overrides: Sequence[str] = ()) -> "R
     folder = _fresh(Path(out))
     from fedray import engine
 
-    return engine.run(checked, folder)
+    return engine.run(checked, folder, show)
 
 
 def plan(config: Source, *, overrides: Sequence[str] = ()) -> "Plan":
@@ -43,12 +48,12 @@ def plan(config: Source, *, overrides: Sequence[str] = ()) -> "Plan":
     return planning.plan(checked)
 
 
-def resume(out: str | Path) -> "RunResult":
-    """Continue a run that was interrupted, from its last finished round. Raises FedrayError."""
+def resume(out: str | Path, *, show: Show | None = None) -> "RunResult":
+    """Continue an interrupted run from its last finished round; ``show`` as in `run`. Raises FedrayError."""
     folder = _existing(Path(out))
     from fedray import engine
 
-    return engine.resume(folder)
+    return engine.resume(folder, show)
 
 
 def write_report(out: str | Path) -> Path:

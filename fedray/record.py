@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 
@@ -85,7 +85,7 @@ def schema(kind: type) -> pa.Schema:
     """The columns of a record kind: its fields, in order, nullable where the type admits None."""
     columns = []
     for name, annotation in kind.__annotations__.items():
-        options = getattr(annotation, "__args__", (annotation,))
+        options = get_args(annotation) or (annotation,)
         plain = next((t for t in options if t in _ARROW), str)
         columns.append(pa.field(name, _ARROW[plain], nullable=type(None) in options))
     return pa.schema(columns)

@@ -182,7 +182,6 @@ class PacksSection(Section):
     clients_per_pack: Count = Field(8, description="Clients trained in one forward pass at most.")
     threads_per_pack: Count = Field(1, description="Threads that train one pack.")
     tokens_per_wave: Count = Field(4096, description="Padded tokens of one forward pass at most.")
-    tokens_per_wave: Count = Field(4096, description="Padded tokens of one forward pass at most.")
 
 
 class RaySection(Section):

@@ -1,0 +1,1 @@
+"""What a client does: tasks, rows, and one forward pass for many clients."""
