@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedray.aggregation.product_svd import ProductSVD
@@ -141,3 +143,32 @@ def test_no_product_is_formed_while_the_stacked_ranks_are_few(form):
         new = accumulator.finish()
         drift(rule, new, [({SITE: 2}, 1.0)])
     assert 0 < largest.numbers <= 300 * 16
+
+
+@pytest.mark.parametrize("form", ["state", "delta"])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    largest=st.integers(4, 6),
+    seed=st.integers(0, 999),
+)
+def test_the_new_product_is_the_dense_svd_of_what_the_form_says(form, ranks, largest, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    state = state_of(Factors(a=normal(largest, 7), b=normal(6, largest), scale=0.5))
+    rule = ProductSVD(form=form)
+    accumulator, total = rule.start(state), sum(range(1, len(ranks) + 1))
+    wanted = dense(state.adapter.factors[SITE]) if form == "delta" else torch.zeros(6, 7, dtype=torch.float64)
+    for weight, rank in enumerate(ranks, start=1):
+        sent = rule.send(state, {SITE: rank}, seed=0)
+        old = sent.factors[SITE]
+        delta = Factors(a=normal(rank, 7), b=normal(6, rank), scale=0.5)
+        accumulator.add(Adapter(factors={SITE: delta}), sent, float(weight))
+        ended = dense(Factors(a=old.a + delta.a, b=old.b + delta.b, scale=0.5))
+        wanted += weight / total * (ended - (dense(old) if form == "delta" else 0.0))
+    u, values, vt = torch.linalg.svd(wanted, full_matrices=False)
+    best = u[:, :largest] @ torch.diag(values[:largest]) @ vt[:largest]
+    torch.testing.assert_close(dense(accumulator.finish().adapter.factors[SITE]), best)

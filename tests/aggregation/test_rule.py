@@ -25,6 +25,17 @@ def test_zero_padded_states_of_two_ranks_lose_three_quarters_of_the_second_direc
     assert found == pytest.approx(1.5 / math.sqrt(20))
 
 
+def test_sites_count_by_their_squared_norms():
+    # Products of norm 6 and 8; the first shrinks to a quarter where half of the weight froze it: 4.5 / 10.
+    f = {
+        site: Factors(a=torch.ones(1, 1), b=torch.full((1, 1), b), scale=2.0)
+        for site, b in (("x", 3.0), ("y", 4.0))
+    }
+    state = GlobalState(adapter=Adapter(factors=f))
+    found = drift(make_aggregation("fedit"), state, [({"x": 1, "y": 1}, 1.0), ({"y": 1}, 1.0)])
+    assert found == pytest.approx(0.45)
+
+
 def test_hetlora_loses_by_its_norm_weights():
     # Norms 4 and sqrt(20): index 1 keeps q = sqrt(20) / (4 + sqrt(20)) on each side.
     q = math.sqrt(20) / (4 + math.sqrt(20))
