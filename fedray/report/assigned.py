@@ -1,0 +1,134 @@
+"""The two sections on assignments: who got what, and whether what was predicted was measured."""
+
+from collections.abc import Sequence
+
+from fedray.assignment import Assignment, HeadOnly
+from fedray.cost import MARGIN
+from fedray.record import ClientRecord
+from fedray.report.drawing import byte_scale
+from fedray.report.figures import memory_figure, mix_figure
+from fedray.report.markup import Cell, Section, Shaded, html_table, paragraph, picture
+from fedray.report.tallies import DeviceClass, Given
+from fedray.units import show_bytes
+
+# Policies with random ranks make one for every client; a table of more is not read.
+MAX_ASSIGNMENTS = 60
+
+
+def mix(givens: Sequence[Given], classes: Sequence[DeviceClass]) -> Section:
+    """Rank, depth and recompute by device class."""
+    title = "Who got what"
+    if not givens:
+        return Section(anchor="mix", title=title, body=paragraph("No client was given an assignment."))
+    asked = [c for c in classes if c.records]
+    smallest = {c.name: min(r.memory_bytes for r in c.records) for c in asked}
+    largest = {c.name: max(r.memory_bytes for r in c.records) for c in asked}
+    body = paragraph(
+        "Darker is more work: trained blocks first, then rank. A cell counts client-rounds, whatever their "
+        "outcome, and gives their share of the device class. Classes stand from the least declared memory to "
+        "the most."
+    )
+    body += picture(mix_figure(givens, asked), "Share of each device class's client-rounds by assignment.")
+    head = ("", "Rank", "Trained blocks", "Re-compute", "Dtype", "Batch (rows)", *(c.name for c in asked))
+    rows = [_mix_row(one, asked) for one in givens[:MAX_ASSIGNMENTS]]
+    rows.append(
+        ["", "Declared memory", "", "", "", "", *(_range(smallest[c.name], largest[c.name]) for c in asked)]
+    )
+    body += html_table(head, rows, words=6) + _more(givens)
+    return Section(anchor="mix", title=title, body=body)
+
+
+def _more(givens: Sequence[Given]) -> str:
+    hidden = len(givens) - MAX_ASSIGNMENTS
+    return paragraph(f"{hidden} more assignments stand in clients.parquet.", quiet=True) if hidden > 0 else ""
+
+
+def _range(low: int, high: int) -> str:
+    divisor, unit = byte_scale(high)
+    shown = dict.fromkeys(f"{count / divisor:.3g}" for count in (low, high))
+    return "\u2013".join(shown) + f" {unit}"
+
+
+def _mix_row(one: Given, classes: Sequence[DeviceClass]) -> list[Cell]:
+    a = one.assignment
+    cells: list[Cell] = [
+        one.code,
+        ranks(a),
+        f"{a.num_trained_blocks} of {len(a.blocks)}",
+        "yes" if a.recompute else "no",
+        a.dtype,
+        str(a.batch_size),
+    ]
+    for device_class in classes:
+        count = sum(r.device_class == device_class.name for r in one.records)
+        share = count / len(device_class.records)
+        cells.append(Shaded(text=f"{count} ({100 * share:.0f} %)", share=share) if count else None)
+    return cells
+
+
+def ranks(assignment: Assignment) -> str:
+    """The ranks of the trained blocks: one, or the different ones with a slash between."""
+    if isinstance(assignment.adapter, HeadOnly):
+        return "head only"
+    return "/".join(map(str, sorted({rank for rank in assignment.adapter.ranks if rank})))
+
+
+def memory(givens: Sequence[Given]) -> Section:
+    """Predicted against audited peaks."""
+    title = "Predicted and audited memory"
+    body = paragraph(
+        "Bytes here are live bytes of tensors, counted under torch's dispatcher while a client trains alone. "
+        "They are not the process's resident set, which is larger: fedray doctor says by what factor on "
+        f"a machine. An assignment fits a client if the predicted peak times {MARGIN} stays within its "
+        "declared memory."
+    )
+    if any(one.audited for one in givens):
+        body += picture(
+            memory_figure(givens), "Measured against predicted peak bytes of every audited client-round."
+        )
+    else:
+        body += paragraph(
+            "No audit ran, so nothing was measured; audit.distinct: true audits every assignment once."
+        )
+    head = (
+        *("", "Assignment", "Client-rounds", "Audits", "Predicted peak", "Measured peak"),
+        *("Measured / predicted", "Smallest declared", "Least margin, predicted", "Least margin, measured"),
+    )
+    body += html_table(head, [_memory_row(one) for one in givens[:MAX_ASSIGNMENTS]], words=2) + _more(givens)
+    body += paragraph(
+        "Peaks are those of the largest work shape: the largest audited one where there are audits. A margin "
+        "is what a client has left, as a share of its declared memory: the least of all client-rounds by "
+        "prediction, the least of the audited ones by measurement.",
+        quiet=True,
+    )
+    return Section(anchor="memory", title=title, body=body)
+
+
+def _memory_row(one: Given) -> list[Cell]:
+    audited = one.audited
+    predicted = max(r.predicted_peak_bytes for r in audited or one.records)
+    measured = max((r.measured_peak_bytes or 0 for r in audited), default=None)
+    return [
+        one.code,
+        str(one.assignment),
+        len(one.records),
+        len(audited),
+        show_bytes(predicted),
+        "not audited" if measured is None else show_bytes(measured),
+        _ratios(audited),
+        show_bytes(min(r.memory_bytes for r in one.records)),
+        _margin([(r.memory_bytes, r.predicted_peak_bytes) for r in one.records]),
+        _margin([(r.memory_bytes, r.measured_peak_bytes or 0) for r in audited]),
+    ]
+
+
+def _ratios(audited: Sequence[ClientRecord]) -> str | None:
+    if not audited:
+        return None
+    found = [(r.measured_peak_bytes or 0) / r.predicted_peak_bytes for r in audited]
+    low, high = f"{min(found):.3f}", f"{max(found):.3f}"
+    return low if low == high else f"{low} \u2013 {high}"
+
+
+def _margin(pairs: Sequence[tuple[int, int]]) -> str | None:
+    return f"{100 * min((memory - peak) / memory for memory, peak in pairs):.1f} %" if pairs else None

@@ -1,0 +1,68 @@
+"""The page: a run's folder in, ``report.html`` beside its records out."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from fedray.errors import ConfigError
+from fedray.report.assigned import memory, mix
+from fedray.report.markup import document
+from fedray.report.reading import Run, read_run
+from fedray.report.sections import configuration, headline, outcomes, participation, progress
+from fedray.report.tallies import device_classes, given, spent
+
+
+def write_report(out: Path) -> Path:
+    """Write ``report.html`` into the folder of a run, from what lies there.
+
+    Raises:
+        ConfigError: a file is missing or half-written, or the page cannot be written.
+    """
+    text = page(read_run(out))
+    path = out / "report.html"
+    # Written beside and renamed, so that a full disk leaves the report of before and never half a page.
+    partial = path.with_suffix(".html.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}); make room or give another folder."
+        ) from error
+    return path
+
+
+def page(run: Run) -> str:
+    """The whole page as HTML."""
+    cost, givens, classes = spent(run), given(run), device_classes(run)
+    sections = [
+        headline(run, cost),
+        progress(run, cost),
+        mix(givens, classes),
+        memory(givens),
+        *([participation(classes)] if classes else []),
+        outcomes(run),
+        configuration(run),
+    ]
+    foot = "Written by fedray from rounds.parquet, clients.parquet and evaluations.parquet beside this page."
+    return document(f"fedray run: {run.folder.resolve().name}", _lead(run), sections, foot)
+
+
+def _lead(run: Run) -> str:
+    """What was run, in one line, as far as the configuration says."""
+    parts = [
+        (key, _name(run.config.get(key)))
+        for key in ("policy", "task", "model", "data", "fleet", "aggregation")
+    ]
+    said = [f"{key} {name}" for key, name in parts if name]
+    seed = run.config.get("seed")
+    return (
+        ", ".join([*said, *([f"seed {seed}"] if seed is not None else [])]) or "no configuration was recorded"
+    )
+
+
+def _name(section: object) -> str:
+    if isinstance(section, dict):
+        return str(section.get("name") or section.get("source") or "")
+    return str(section or "")
