@@ -37,11 +37,14 @@ def table(**changed):
 
 
 def test_a_device_is_the_chosen_rows_in_the_chosen_order():
-    fleet = Fleet(table(rtt_seconds=[0.1, 0.2, 0.3]))
+    fleet = Fleet(table(rtt_seconds=[0.1, 0.2, 0.3], flops_per_s_bf16=[3e9, 9e10, 4e9]))
     device = fleet.device(np.array([2, 0]))
     assert device.memory_bytes.tolist() == [200_000_000, 100_000_000]
     assert device.memory_bytes.dtype == np.int64
-    assert device.flops_per_s["fp32"].tolist() == [2e9, 1e9]
+    assert {name: rates.tolist() for name, rates in device.flops_per_s.items()} == {
+        "fp32": [2e9, 1e9],
+        "bf16": [4e9, 3e9],
+    }
     assert device.rtt_seconds.tolist() == [0.3, 0.1]
     assert fleet.device_class(np.array([1, 2])).tolist() == ["laptop", "board"]
     assert fleet.attention(np.array([1])).tolist() == ["memory_efficient"]
@@ -96,13 +99,21 @@ def test_a_saved_fleet_loads_as_the_same_profiles(tmp_path_factory, given_profil
 
 
 def test_many_chunks_read_as_one_column(tmp_path):
-    chunked = pa.concat_tables([table(), table(device_class=["phone"] * 3)])
+    second = table(device_class=["phone"] * 3, client_id=[3, 4, 5])
+    chunked = pa.concat_tables([table(client_id=[0, 1, 2]), second])
     path = tmp_path / "fleet.parquet"
     pq.write_table(chunked, path, row_group_size=2)
     for fleet in (Fleet(chunked), load_fleet(path)):
         assert fleet.device_class(np.array([5, 0, 1])).tolist() == ["phone", "board", "laptop"]
         assert fleet.device(np.array([4])).memory_bytes.tolist() == [1_000_000_000]
         assert fleet.profile(5).device_class == "phone"
+
+
+def test_a_word_is_checked_in_every_chunk():
+    kernels = [pa.array([word] * 3).dictionary_encode() for word in ("eager", "flash")]
+    chunked = pa.concat_tables([table(), table()]).append_column("attention", pa.chunked_array(kernels))
+    with pytest.raises(ConfigError, match="found 'flash'"):
+        Fleet(chunked)
 
 
 def test_a_table_gives_its_leading_rows_and_no_more_than_it_has(tmp_path):

@@ -118,6 +118,32 @@ def test_the_value_is_the_median_and_sigma_the_spread_of_the_logarithm(tmp_path)
     assert columns["flops_per_s_bf16"] == pytest.approx(2 * columns["flops_per_s_fp32"], rel=2e-5)
 
 
+def test_every_figure_reaches_its_own_column(tmp_path):
+    columns = draw(load_mix(write(tmp_path, ONE_CLASS)), 20_000, 1)
+    medians = {
+        "flops_per_s_bf16": 20e9,
+        "memory_bytes_per_s": 5e9,
+        "up_bps": 10e6,
+        "down_bps": 50e6,
+        "rtt_seconds": 0.05,
+        "availability": 0.5,
+        "storage_bytes": 8e9,
+        "compute_watts": 5,
+        "idle_watts": 1,
+        "radio_joules_per_byte": 1e-6,
+    }
+    assert {name: np.median(columns[name]) for name in medians} == pytest.approx(medians, rel=0.02)
+    assert set(columns["attention"]) == {"eager"}
+    assert set(columns["resources"]) == {'{"num_gpus": 1.0}'}
+
+
+def test_with_correlation_1_the_faster_half_of_a_class_has_the_larger_ram(tmp_path):
+    columns = draw(load_mix(write(tmp_path, two_classes())), 2000, 3, 1.0, correlation=1.0)
+    slow = columns["device_class"] == "board"
+    # The class's median rate is 10 GFLOP/s and half of it has 2 GiB.
+    assert ((columns["memory_bytes"] == 2**31) == (columns["flops_per_s_fp32"] > 1e10))[slow].all()
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 2**31))
 def test_a_client_stays_the_same_when_the_fleet_grows(tmp_path_factory, few, more, seed):
