@@ -144,7 +144,7 @@ def _flat(lists: Sequence[Sequence[float]]) -> NDArray[Any]:
         return values.astype(np.float32)
     if values.dtype.kind not in "iub":
         raise DataError(
-            f"A task's features are numbers, found {values[0]!r}; turn text into ids in features()."
+            f"A task's features are numbers, found {str(values[0])!r}; turn text into ids in features()."
         )
     small = len(values) == 0 or max(abs(int(values.min())), abs(int(values.max()))) < 2**31
     return values.astype(np.int32 if small else np.int64)

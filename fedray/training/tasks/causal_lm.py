@@ -101,7 +101,7 @@ def token_outputs(logits: Tensor, labels: Tensor) -> list[Mapping[str, Any]]:
     """Of each row: ``loss``, ``num_tokens`` predicted, ``num_correct`` of them."""
     losses, targets = token_losses(logits, labels)
     predicted = targets != IGNORED
-    correct = ((logits.argmax(-1) == targets) & predicted).sum(1).tolist()
+    correct = (logits.argmax(-1) == targets).sum(1).tolist()
     means = row_means(losses, targets).tolist()
     return [
         {"loss": loss, "num_tokens": count, "num_correct": right}
