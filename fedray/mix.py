@@ -182,13 +182,14 @@ def mixing(correlation: Correlation) -> Floats:
     if isinstance(correlation, int | float):
         if not 0 <= correlation <= 1:
             raise ConfigError(f"correlation is a number from 0 to 1 or a matrix, found {correlation}.")
-        correlation = np.where(np.eye(len(QUANTITIES)), 1.0, correlation).tolist()
-    if not _is_unit_symmetric(correlation):
+        matrix = np.where(np.eye(len(QUANTITIES)), 1.0, float(correlation))
+    elif _is_unit_symmetric(correlation):
+        matrix = np.asarray(correlation, float)
+    else:
         raise ConfigError(
             f"correlation is a number or a symmetric 4 x 4 matrix with ones on its diagonal, over "
             f"{', '.join(QUANTITIES)}; found {correlation}."
         )
-    matrix = np.asarray(correlation, float)
     # The eigenvectors serve singular matrices too (correlation 1), where Cholesky's factor does not exist.
     values, vectors = np.linalg.eigh(matrix)
     if values[0] < -1e-8:
