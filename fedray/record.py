@@ -76,7 +76,10 @@ class EvaluationRecord:
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def table(records: Sequence[ClientRecord] | Sequence[RoundRecord], kind: type) -> pa.Table:
+Record = ClientRecord | RoundRecord | EvaluationRecord
+
+
+def table(records: Sequence[Record], kind: type[Record]) -> pa.Table:
     """Rows as an Arrow table with ``kind``'s columns, also when there are none."""
     return pa.Table.from_pylist([asdict(r) for r in records], schema=schema(kind))
 

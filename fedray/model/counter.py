@@ -7,7 +7,7 @@ longer and inflates the peak by 3 to 8 %.
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 Term = Literal["weights", "adapters", "gradients", "optimizer", "activations", "logits"]
+TERMS: tuple[Term, ...] = get_args(Term)
 Phase = tuple[str, int]
-Terms = dict[str, int]
+Terms = dict[Term, int]
 
 START: Phase = ("start", 0)
 
@@ -31,11 +32,11 @@ class ByteCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Start at zero: hold what exists already with `hold`."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, tuple[int, Term]] = {}
         self._term: Term = "activations"
         self._phase = START
-        self.terms: Terms = dict.fromkeys(Term.__args__, 0)  # type: ignore[attr-defined]
+        self.terms: Terms = dict.fromkeys(TERMS, 0)
         self.alive = 0
         self.peak = 0
         self.peak_terms: Terms = dict(self.terms)
@@ -81,8 +82,8 @@ class ByteCounter(TorchDispatchMode):
             self.peak = self.alive
             self.peak_terms = dict(self.terms)
 
-    def __torch_dispatch__(  # noqa: D105
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
@@ -98,15 +99,15 @@ class ByteCounter(TorchDispatchMode):
 _aten = torch.ops.aten
 
 
-def _cpu_flash_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+def _cpu_flash_flops(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
 
 
-def _cpu_flash_backward_flops(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
+def _cpu_flash_backward_flops(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
-CPU_FLASH_FLOPS = {
+CPU_FLASH_FLOPS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _cpu_flash_flops,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_flash_backward_flops,
 }
@@ -120,24 +121,25 @@ class OpCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Start at zero, in the forward pass."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ops: Counter[tuple[int, int]] = Counter()
         self.flops: dict[str, int] = {"forward": 0, "backward": 0}
         self.direction: Literal["forward", "backward"] = "forward"
 
-    def __torch_dispatch__(  # noqa: D105
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket  # type: ignore[attr-defined]
+        packet = func._overloadpacket
         if packet in CPU_FLASH_FLOPS:
             shapes = [a.shape if isinstance(a, Tensor) else a for a in args]
             flops = CPU_FLASH_FLOPS[packet](*shapes)
         elif packet in flop_registry:
-            flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            formula: Callable[..., int] = flop_registry[packet]
+            flops = formula(*args, **(kwargs or {}), out_val=out)
         else:
             flops = 0
-        moved = 0 if func.is_view else _moved_bytes(args, kwargs, out)  # type: ignore[attr-defined]
+        moved = 0 if func.is_view else _moved_bytes(args, kwargs, out)
         if moved or flops:
             self.ops[int(flops), max(moved, 1)] += 1
             self.flops[self.direction] += int(flops)
@@ -145,4 +147,6 @@ class OpCounter(TorchDispatchMode):
 
 
 def _moved_bytes(args: Any, kwargs: Any, out: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor))
+    return sum(
+        t.numel() * t.element_size() for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)
+    )

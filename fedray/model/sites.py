@@ -7,6 +7,7 @@ I a linear's input width, O its output width, R the largest rank of the pack at 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class LoraSite:
         self.linear = linear
         self.frozen = linear.forward
         self.factors: StackedFactors | None = None
-        linear.forward = self  # type: ignore[assignment]
+        linear.forward = self
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, T, I] to [N, T, O]: the frozen product plus ``scale * (x a^T) b^T`` of each row's client."""
@@ -46,7 +47,9 @@ class LoraSite:
         a, b, scale = self.factors.a.to(x.dtype), self.factors.b.to(x.dtype), self.factors.scale.to(x.dtype)
         clients = a.shape[0]
         inner = torch.bmm(x.reshape(clients, -1, x.shape[-1]), a.transpose(1, 2)) * scale
-        return torch.baddbmm(frozen.view(clients, -1, b.shape[1]), inner, b.transpose(1, 2)).view(frozen.shape)
+        return torch.baddbmm(frozen.view(clients, -1, b.shape[1]), inner, b.transpose(1, 2)).view(
+            frozen.shape
+        )
 
 
 Sites = Mapping[str, LoraSite]
@@ -98,7 +101,7 @@ def shifted(sites: Sites, deltas: Mapping[str, tuple[Tensor, Tensor]]) -> Iterat
     kept: dict[str, nn.Parameter] = {}
     for path, (b, a) in deltas.items():
         linear = sites[path].linear
-        kept[path] = linear.weight
+        kept[path] = cast(nn.Parameter, linear.weight)
         move = b @ a if isinstance(linear, nn.Linear) else (b @ a).T  # Conv1D keeps [I, O]
         moved = kept[path].float() + move
         linear.weight = nn.Parameter(moved.to(kept[path].dtype), requires_grad=False)

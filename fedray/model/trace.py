@@ -68,7 +68,10 @@ def _labelled(step: CountedStep, lengths: list[int], kept: list[int]) -> StepCou
         if phase not in phases or sum(terms.values()) > sum(phases[phase].values()):
             phases[phase] = terms
     return StepCounts(
-        phases=phases, ops=counts.ops, forward_flops=counts.forward_flops, backward_flops=counts.backward_flops
+        phases=phases,
+        ops=counts.ops,
+        forward_flops=counts.forward_flops,
+        backward_flops=counts.backward_flops,
     )
 
 

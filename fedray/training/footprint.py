@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from fedray.assignment import Assignment, HeadOnly, Lora
+from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
 from fedray.cost import Footprint, PeakTerms, Roofline, WorkShape
 from fedray.model.anatomy import Anatomy
 from fedray.model.counter import ByteCounter, OpCounter, Terms
 from fedray.model.trace import StepCounts, counts_at_depth
 from fedray.model.wire import wire_bytes
-from fedray.training.job import Adapter, Factors
+from fedray.training.job import Adapter
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone, Stack, course_of, loss_of_clients
+from fedray.training.shapes import empty_adapter
 from fedray.training.task import Batch, Task
 from fedray.training.train import hold_stack, stack_of
 
@@ -42,7 +43,7 @@ class TraceSubject:
         meta_batch: rows and tokens to a batch of the task on the meta device, ``weight`` in it.
     """
 
-    anatomies: Mapping[str, Anatomy]
+    anatomies: Mapping[Dtype, Anatomy]
     task: Task
     num_labels: int
     optimizer: LocalOptimizer
@@ -141,7 +142,13 @@ class FootprintTracer:
             self._counted_ops(stack, backbone, assignment, batch, counter, shape)
 
     def _counted_ops(
-        self, stack: Stack, backbone: Backbone, assignment: Assignment, batch: Batch, counter: OpCounter, shape: WorkShape
+        self,
+        stack: Stack,
+        backbone: Backbone,
+        assignment: Assignment,
+        batch: Batch,
+        counter: OpCounter,
+        shape: WorkShape,
     ) -> None:
         course = course_of(assignment, shape.attention, recompute=True)
         loss = loss_of_clients(backbone, course, self._subject.task, batch)
@@ -156,35 +163,6 @@ class FootprintTracer:
     def _adapter(self, assignment: Assignment, blocks: tuple[int, ...]) -> Adapter:
         anatomy = self._subject.anatomies[assignment.dtype]
         return empty_adapter(anatomy, assignment, self._subject.num_labels, "meta")
-
-
-def empty_adapter(anatomy: Anatomy, assignment: Assignment, num_labels: int, device: str) -> Adapter:
-    """An adapter of the assignment's shapes, not filled: sites with a rank, and the classifier's head."""
-    factors: dict[str, Factors] = {}
-    if isinstance(assignment.adapter, Lora):
-        lora = assignment.adapter
-        for block, rank in zip(assignment.blocks, lora.ranks, strict=True):
-            for site in anatomy.sites(block, lora.targets) if rank else ():
-                width_in, width_out = linear_widths(anatomy.linears(block)[site])
-                factors[site] = Factors(
-                    a=torch.empty(rank, width_in, device=device),
-                    b=torch.empty(width_out, rank, device=device),
-                    scale=lora.scale,
-                )
-    head = {}
-    if num_labels:
-        width = anatomy.model.config.hidden_size
-        head = {
-            "weight": torch.empty(num_labels, width, device=device),
-            "bias": torch.empty(num_labels, device=device),
-        }
-    return Adapter(factors=factors, head=head)
-
-
-def linear_widths(linear: torch.nn.Module) -> tuple[int, int]:
-    """Input and output width of an ``nn.Linear`` [O, I] or a ``Conv1D`` [I, O]."""
-    rows, columns = linear.weight.shape
-    return (columns, rows) if isinstance(linear, torch.nn.Linear) else (rows, columns)
 
 
 def weights(anatomy: Anatomy, blocks: tuple[int, ...]) -> list[torch.Tensor]:

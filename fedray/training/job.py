@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedray.assignment import Assignment
+from fedray.assignment import Assignment, Attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class Job:
     version: int
     seed: int
     assignment: Assignment
-    attention: str
+    attention: Attention
     sent: Adapter
     num_rows: int
     num_steps: int

@@ -37,7 +37,9 @@ class LocalOptimizer:
     def __post_init__(self) -> None:
         """Refuse what cannot take effect. Raises ConfigError."""
         if self.optim == "adamw" and self.momentum:
-            raise ConfigError(f"momentum = {self.momentum} has no effect with optim = adamw; drop it or choose sgd.")
+            raise ConfigError(
+                f"momentum = {self.momentum} has no effect with optim = adamw; drop it or choose sgd."
+            )
         if self.learning_rate < 0:
             raise ConfigError(f"learning_rate must not be negative, found {self.learning_rate}.")
 
@@ -53,12 +55,18 @@ class LocalOptimizer:
         return [[torch.zeros_like(p) for p in params] for _ in range(count)]
 
     def step(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]], steps: Tensor
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        moments: Sequence[Sequence[Tensor]],
+        steps: Tensor,
     ) -> None:
         """One step in place.
 
         Args:
-            params: [C, ...] each; ``grads`` likewise, already clipped; ``moments`` from `moments`.
+            params: [C, ...] each.
+            grads: [C, ...] each, already clipped.
+            moments: as `LocalOptimizer.moments` made them.
             steps: of each client, this one counted, [C]; float.
         """
         match self.optim:
@@ -69,7 +77,9 @@ class LocalOptimizer:
             case _:
                 assert_never(self.optim)
 
-    def _sgd(self, params: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]]) -> None:
+    def _sgd(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]]
+    ) -> None:
         for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
             decayed = grad.add(param, alpha=self.weight_decay) if self.weight_decay else grad
             if self.momentum:
@@ -77,7 +87,11 @@ class LocalOptimizer:
             param.add_(decayed, alpha=-self.learning_rate)
 
     def _adamw(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]], steps: Tensor
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        moments: Sequence[Sequence[Tensor]],
+        steps: Tensor,
     ) -> None:
         first_correction = 1 - self.adam_beta1**steps
         second_correction = (1 - self.adam_beta2**steps).sqrt()

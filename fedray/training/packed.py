@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fedray.assignment import Assignment
+from fedray.assignment import Assignment, Attention
 from fedray.model.anatomy import Anatomy
 from fedray.model.attention import use_attention
 from fedray.model.counter import Phase, Term
 from fedray.model.sites import LoraSite, StackedFactors, attach_sites, installed
 from fedray.training.optimizer import LocalOptimizer, clip_per_client
 from fedray.training.task import Batch, Task
+
 
 class Observer(Protocol):
     """Who wants to know what is allocated when; the byte counter, in a trace or an audit."""
@@ -34,6 +35,7 @@ class Observer(Protocol):
 
     def hold(self, tensors: Sequence[Tensor], term: Term) -> None:
         """These tensors are ``term``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
@@ -48,19 +50,24 @@ class Backbone:
         names = tuple(sorted({name for target in targets for name in target}))
         return Backbone(anatomy=anatomy, sites=attach_sites(anatomy, names) if names else {})
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """How a batch goes through the backbone: which blocks in what order, and which recompute."""
 
     blocks: tuple[int, ...]
     recompute_from: int | None = None  # position in ``blocks`` of the first recomputed one
-    attention: str = "memory_efficient"
+    attention: Attention = "memory_efficient"
 
-def course_of(assignment: Assignment, attention: str, *, recompute: bool) -> Course:
+
+def course_of(assignment: Assignment, attention: Attention, *, recompute: bool) -> Course:
     """The assignment's course; ``recompute`` false ignores its checkpointing."""
     first = assignment.first_trained_block
-    start = assignment.blocks.index(first) if recompute and assignment.recompute and first is not None else None
+    start = (
+        assignment.blocks.index(first) if recompute and assignment.recompute and first is not None else None
+    )
     return Course(blocks=assignment.blocks, recompute_from=start, attention=attention)
+
 
 class PackedForward:
     """`fedray.training.task.Forward` for the clients of a pack, client by client in the batch."""
@@ -73,7 +80,7 @@ class PackedForward:
         head: Mapping[str, Tensor],
         observer: Observer | None = None,
     ) -> None:
-        """Args: head: ``weight`` [C, K, D] and ``bias`` [C, K] of a classifier, or empty for the model's own."""
+        """Args: head: ``weight`` [C, K, D] and ``bias`` [C, K], or empty for the model's own head."""
         self._backbone, self._course = backbone, course
         self._factors, self._head = factors, head
         self._observer = observer
@@ -101,7 +108,10 @@ class PackedForward:
             if course.recompute_from is not None and position >= course.recompute_from:
                 hidden = checkpoint(
                     _installed_block(self._backbone, self._factors, block),
-                    hidden, context, use_reentrant=False, preserve_rng_state=False,
+                    hidden,
+                    context,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             else:
                 hidden = anatomy.block(block, hidden, context)
@@ -116,7 +126,9 @@ class PackedForward:
         pooled = ((hidden * real).sum(1) / real.sum(1).clamp(min=1)).float()  # [N, D]
         weight, bias = self._head["weight"], self._head["bias"]
         clients = weight.shape[0]
-        logits = torch.baddbmm(bias.unsqueeze(1), pooled.view(clients, -1, pooled.shape[-1]), weight.transpose(1, 2))
+        logits = torch.baddbmm(
+            bias.unsqueeze(1), pooled.view(clients, -1, pooled.shape[-1]), weight.transpose(1, 2)
+        )
         return logits.flatten(0, 1)
 
     def _enter(self, phase: Phase, term: Term) -> None:
@@ -127,6 +139,7 @@ class PackedForward:
         if self._observer is not None and hidden.requires_grad:
             observer = self._observer
             hidden.register_hook(lambda grad: observer.enter(("backward", position), "activations"))
+
 
 def _installed_block(
     backbone: Backbone, factors: Mapping[str, StackedFactors], block: int
@@ -139,10 +152,13 @@ def _installed_block(
 
     return run
 
-class Stack:
-    """The trained tensors of C clients with their optimizer's state, by flat name: ``SITE.lora_A``, ``head.weight``."""
 
-    def __init__(self, params: Mapping[str, Tensor], scales: Mapping[str, Tensor], optimizer: LocalOptimizer) -> None:
+class Stack:
+    """The trained tensors of C clients by flat name (``SITE.lora_A``, ``head.weight``), and their steps."""
+
+    def __init__(
+        self, params: Mapping[str, Tensor], scales: Mapping[str, Tensor], optimizer: LocalOptimizer
+    ) -> None:
         """Args: params: [C, ...] each, owned by the stack from now on; scales: [C, 1, 1] by site."""
         self.params = dict(params)
         self.scales = dict(scales)
@@ -152,7 +168,9 @@ class Stack:
         clients = len(next(iter(self.params.values())))
         self.steps = torch.zeros(clients, device=device)
 
-    def step(self, loss: "LossOfClients", members: Tensor | None = None, observer: Observer | None = None) -> Tensor:
+    def step(
+        self, loss: "LossOfClients", members: Tensor | None = None, observer: Observer | None = None
+    ) -> Tensor:
         """One local step of the clients at ``members`` (None: all).
 
         Args:
@@ -195,7 +213,7 @@ class Stack:
                     kept.index_copy_(0, members, moved)
 
     def _take(self, tensor: Tensor, members: Tensor | None) -> Tensor:
-        # With everybody aboard the stack's own storage is stepped in place; detach gives the leaf its own graph.
+        # With everybody aboard the stack's own storage is stepped in place; the leaf has its own graph.
         return tensor.detach() if members is None else tensor.index_select(0, members)
 
     def _parts(
@@ -210,10 +228,13 @@ class Stack:
         head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
         return factors, head
 
+
 LossOfClients = Callable[[Mapping[str, StackedFactors], Mapping[str, Tensor]], Tensor]
+
 
 def _holding(observer: Observer) -> Callable[[Tensor], None]:
     return lambda grad: observer.hold([grad], "gradients")
+
 
 def loss_of_clients(
     backbone: Backbone, course: Course, task: Task, batch: Batch, observer: Observer | None = None

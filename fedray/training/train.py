@@ -12,29 +12,27 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedray.assignment import Lora
+from fedray.assignment import Dtype, Lora
 from fedray.seeds import derive_seed
-from fedray.training.data import batch_plan, bucket
+from fedray.training.data import FILLER, Rows, batch_plan, bucket
 from fedray.training.job import Adapter, Factors, Job, Update, difference, is_finite
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone, Observer, Stack, course_of, loss_of_clients
 from fedray.training.task import Batch, Task
 from fedray.training.waves import plan_waves
 
-Rows = NDArray[np.int64]
-FILLER = -1
-
 
 class Pool(Protocol):
     """All clients' rows, ready to be batched."""
 
-    lengths: Rows  # [rows of the pool], tokens
+    @property
+    def lengths(self) -> Rows:
+        """Tokens of each row of the pool, [rows]."""
 
     def batch(self, rows: Rows, tokens: int) -> Batch:
-        """Rows of the pool padded to ``tokens``; -1 asks for a filler row of weight 0."""
+        """Rows of the pool padded to ``tokens``; `FILLER` asks for a row of weight 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +46,7 @@ class Workshop:
         token_multiple: batches are padded to a multiple of this.
     """
 
-    backbones: Mapping[str, Backbone]
+    backbones: Mapping[Dtype, Backbone]
     task: Task
     pool: Pool
     partitions: Sequence[Rows]
@@ -109,7 +107,9 @@ def train_pack(
         batch = _on(workshop.pool.batch(rows, wave.tokens), workshop.device)
         if observer is not None:
             observer.hold(list(batch.values()), "activations")
-        members = None if len(wave.clients) == len(jobs) else torch.tensor(wave.clients, device=workshop.device)
+        members = (
+            None if len(wave.clients) == len(jobs) else torch.tensor(wave.clients, device=workshop.device)
+        )
         loss = loss_of_clients(backbone, course, workshop.task, batch, observer)
         losses = stack.step(loss, members, observer)
         counts = torch.tensor([float(len(plans[c][done[c]])) for c in wave.clients], device=workshop.device)
@@ -147,7 +147,9 @@ def _batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[Rows]
         # What a device holds at most shows in the batch with the longest row.
         by_length = own[np.argsort(-workshop.pool.lengths[own], kind="stable")]
         starts = range(0, len(own), a.batch_size)
-        return [by_length[start : start + a.batch_size] for start in starts][: job.assignment.num_steps(len(own))]
+        return [by_length[start : start + a.batch_size] for start in starts][
+            : job.assignment.num_steps(len(own))
+        ]
     return [own[index] for index in batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)]
 
 

@@ -1,0 +1,177 @@
+"""Checkpoints and records on disk: complete or absent, whenever the process dies.
+
+A checkpoint is a folder written under another name and renamed; the records beside it are replaced
+whole. Records may be a round ahead of the newest checkpoint; what is ahead is dropped on reading.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedray.errors import ConfigError
+from fedray.holdings import Holdings
+from fedray.policy_state import freeze_state, thaw_state
+from fedray.progress import Progress
+from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, table
+from fedray.training.job import Adapter, Factors, GlobalState
+
+FOLDER = "checkpoint"
+RECORDS = {"rounds": RoundRecord, "clients": ClientRecord, "evaluations": EvaluationRecord}
+_PART = ".part"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Names:
+    state: str = "state.safetensors"
+    holdings: str = "holdings.npz"
+    policy: str = "policy.npz"
+    facts: str = "facts.json"
+
+
+_NAMES = _Names()
+
+
+def save(out: Path, progress: Progress) -> None:
+    """Records first, then the checkpoint; an older checkpoint goes once the new one stands."""
+    write_table(out / "rounds.parquet", table(progress.rounds, RoundRecord))
+    write_table(out / "clients.parquet", table(progress.clients, ClientRecord))
+    write_table(out / "evaluations.parquet", table(progress.evaluations, EvaluationRecord))
+    folder = out / FOLDER
+    final = folder / f"round-{progress.finished_rounds:06d}"
+    part = final.with_name(final.name + _PART)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _write(part, progress)
+        part.rename(final)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    for older in _complete(folder)[:-1]:
+        shutil.rmtree(older)
+
+
+def load(out: Path) -> Progress | None:
+    """The newest complete checkpoint with its records; None if the run finished no round.
+
+    Raises:
+        ConfigError: a file of the checkpoint is torn or missing.
+    """
+    found = _complete(out / FOLDER)
+    if not found:
+        return None
+    try:
+        return _read(out, found[-1])
+    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+        raise ConfigError(
+            f"The checkpoint {found[-1]} cannot be read ({error}); start the run again in a new folder."
+        ) from error
+
+
+def write_table(path: Path, rows: pa.Table) -> None:
+    """A Parquet file that is whole or not there."""
+    with replaced(path) as part:
+        pq.write_table(rows, part)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of ``path`` unless something goes wrong."""
+    part = path.with_name(path.name + _PART)
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _complete(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != _PART)
+
+
+def _write(part: Path, progress: Progress) -> None:
+    state = progress.state
+    save_file(_flat(state), part / _NAMES.state)
+    _save_arrays(part / _NAMES.holdings, progress.holdings.to_arrays())
+    policy, arrays = freeze_state(progress.policy_state)
+    # Names of a policy's arrays are places in its state, not names that a zip file takes.
+    _save_arrays(part / _NAMES.policy, {str(i): array for i, array in enumerate(arrays.values())})
+    facts = {
+        "version": state.version,
+        "scales": {
+            "adapter": {site: f.scale for site, f in state.adapter.factors.items()},
+            "base_delta": {site: f.scale for site, f in state.base_delta.items()},
+        },
+        "policy": policy,
+        "policy_arrays": list(arrays),
+        "audited": progress.audited,
+        "finished_rounds": progress.finished_rounds,
+    }
+    (part / _NAMES.facts).write_text(json.dumps(facts))
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _read(out: Path, folder: Path) -> Progress:
+    facts: dict[str, Any] = json.loads((folder / _NAMES.facts).read_text())
+    tensors = load_file(folder / _NAMES.state)
+    with np.load(folder / _NAMES.policy) as kept:
+        arrays = {name: kept[str(i)] for i, name in enumerate(facts["policy_arrays"])}
+    with np.load(folder / _NAMES.holdings) as kept:
+        holdings = Holdings.from_arrays(dict(kept))
+    head = {name.removeprefix("head/"): t for name, t in tensors.items() if name.startswith("head/")}
+    scales = facts["scales"]
+    state = GlobalState(
+        adapter=Adapter(factors=_factors(tensors, "adapter", scales["adapter"]), head=head),
+        base_delta=_factors(tensors, "base_delta", scales["base_delta"]),
+        version=facts["version"],
+    )
+    records = {
+        name: _records(out / f"{name}.parquet", kind, facts["finished_rounds"])
+        for name, kind in RECORDS.items()
+    }
+    return Progress(
+        state=state,
+        holdings=holdings,
+        policy_state=thaw_state(facts["policy"], arrays),
+        audited=facts["audited"],
+        rounds=records["rounds"],
+        clients=records["clients"],
+        evaluations=records["evaluations"],
+    )
+
+
+def _records(path: Path, kind: type, finished_rounds: int) -> list[Any]:
+    return [kind(**row) for row in pq.read_table(path).to_pylist() if row["round"] <= finished_rounds]
+
+
+def _flat(state: GlobalState) -> dict[str, Tensor]:
+    flat = {f"head/{name}": tensor.contiguous() for name, tensor in state.adapter.head.items()}
+    for part, factors in (("adapter", state.adapter.factors), ("base_delta", state.base_delta)):
+        for site, f in factors.items():
+            flat[f"{part}/{site}/a"], flat[f"{part}/{site}/b"] = f.a.contiguous(), f.b.contiguous()
+    return flat
+
+
+def _factors(tensors: Mapping[str, Tensor], part: str, scales: Mapping[str, float]) -> dict[str, Factors]:
+    return {
+        site: Factors(a=tensors[f"{part}/{site}/a"], b=tensors[f"{part}/{site}/b"], scale=scale)
+        for site, scale in scales.items()
+    }

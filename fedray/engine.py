@@ -1,0 +1,177 @@
+"""The round loop: select, price, decide, train, aggregate, record."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from fedray import checkpoint, rounds
+from fedray.config import Config, load_config
+from fedray.environment import CACHE_DIR, begin_folder, open_runtime
+from fedray.errors import ConfigError
+from fedray.holdings import Holdings
+from fedray.model.export import save_adapter
+from fedray.policy import View
+from fedray.progress import Progress
+from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
+from fedray.report import write_report
+from fedray.rounds import Runtime
+from fedray.scene import Scene, furnish, set_scene
+from fedray.scheduler import ask_menu, ask_selection, decide, price_menu
+from fedray.seeds import derive_seed
+from fedray.tracking import Tracker
+from fedray.training.job import Adapter, GlobalState
+from fedray.training.shapes import initial_adapter
+
+Show = Callable[[RoundRecord], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run came to; everything else lies in its folder."""
+
+    out: Path
+    adapter: Adapter
+    rounds: tuple[RoundRecord, ...]
+    clients: tuple[ClientRecord, ...]
+    evaluations: tuple[EvaluationRecord, ...]
+    report: Path
+
+
+def run(config: Config, out: Path, show: Show | None = None) -> RunResult:
+    """Train from the first round. Raises FedrayError; nothing is written before the configuration holds."""
+    scene = set_scene(config, CACHE_DIR)
+    adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, config.seed)
+    holdings = Holdings(scene.partitions.num_clients, preinstalled=config.provision == "preinstalled")
+    progress = Progress(state=GlobalState(adapter=adapter), holdings=holdings)
+    return _continued(scene, progress, out, show)
+
+
+def resume(out: Path, show: Show | None = None) -> RunResult:
+    """Train on from the newest checkpoint, to what an unbroken run gives. Raises FedrayError."""
+    config = load_config(out / "config.yaml")
+    progress = checkpoint.load(out)
+    if progress is None:
+        return run(config, out, show)
+    if progress.finished_rounds > config.rounds.num_rounds:
+        raise ConfigError(
+            f"{out} has {progress.finished_rounds} finished rounds and its config.yaml asks for "
+            f"{config.rounds.num_rounds}; raise rounds.num_rounds."
+        )
+    return _continued(set_scene(config, CACHE_DIR), progress, out, show)
+
+
+def _continued(scene: Scene, progress: Progress, out: Path, show: Show | None) -> RunResult:
+    config = scene.config
+    accelerator = Accelerator(log_with=list(config.report_to) or None, project_dir=str(out))
+    threads = torch.get_num_threads()
+    blueprint, stock, model = furnish(scene, accelerator.device.type)
+    runtime = open_runtime(scene, blueprint, stock)
+    try:
+        begin_folder(out, config, blueprint)
+        tracker = Tracker(accelerator, config)
+        for number in range(progress.finished_rounds + 1, config.rounds.num_rounds + 1):
+            record = play_round(scene, progress, runtime, number)
+            checkpoint.save(out, progress)
+            tracker.log(record)
+            if show is not None:
+                show(record)
+        tracker.close()
+    finally:
+        runtime.close()
+        torch.set_num_threads(threads)
+    save_adapter(
+        progress.state.adapter,
+        out / "adapter",
+        model=model,
+        base_name=config.model.name,
+        base_delta=progress.state.base_delta,
+    )
+    return RunResult(
+        out=out,
+        adapter=progress.state.adapter,
+        rounds=tuple(progress.rounds),
+        clients=tuple(progress.clients),
+        evaluations=tuple(progress.evaluations),
+        report=write_report(out),
+    )
+
+
+def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> RoundRecord:
+    """One round; the progress is what it was if anything raises before the updates are summed."""
+    started = perf_counter()
+    config = scene.config
+    view = View(
+        round=number,
+        seed=derive_seed(config.seed, "selection", number),
+        num_clients=scene.partitions.num_clients,
+        clients_per_round=config.rounds.clients_per_round,
+        menu=scene.menu,
+        history=progress.history(),
+    )
+    menu = ask_menu(scene.policy, view)
+    cohort = scene.cohort(number, np.sort(ask_selection(scene.policy, view, progress.policy_state)))
+    pricing = rounds.pricing_of(scene, progress)
+    offers = price_menu(menu, cohort, pricing)
+    schedule = decide(scene.policy, cohort, offers, progress.policy_state, pricing)
+    asked = rounds.ask(scene, progress, cohort, schedule)
+    measured = rounds.audit_clients(scene, progress, asked, runtime)
+    closed = rounds.close(scene, progress, asked)
+    drift = rounds.drift_of(scene, progress, asked)
+    trained = rounds.train(scene, progress, asked, closed, runtime)
+    clients = rounds.records_of(asked, closed, trained, measured)
+    due = number % config.rounds.eval_rounds == 0 or number == config.rounds.num_rounds
+    evaluations = rounds.evaluate(scene, trained.state, number, runtime) if due else []
+    progress.state = trained.state
+    progress.clients += clients
+    progress.evaluations += evaluations
+    rows = progress.history()[-len(clients) :]
+    progress.policy_state = scene.policy.observe(rows, schedule.state)
+    record = _summed(number, clients, evaluations, closed.virtual_seconds, drift, perf_counter() - started)
+    progress.rounds.append(record)
+    return record
+
+
+def _summed(
+    number: int,
+    clients: list[ClientRecord],
+    evaluations: list[EvaluationRecord],
+    virtual_seconds: float,
+    drift: float,
+    wall_seconds: float,
+) -> RoundRecord:
+    outcomes = Counter(record.outcome for record in clients)
+    accuracy, loss = _headline(evaluations)
+    return RoundRecord(
+        round=number,
+        accuracy=accuracy,
+        loss=loss,
+        virtual_seconds=virtual_seconds,
+        wall_seconds=wall_seconds,
+        up_bytes=sum(record.up_bytes for record in clients),
+        down_bytes=sum(record.down_bytes + record.provision_bytes for record in clients),
+        joules=sum(record.joules for record in clients),
+        num_ok=outcomes["ok"],
+        num_late=outcomes["late"],
+        num_dropped=outcomes["dropped"],
+        num_oom=outcomes["oom"],
+        num_failed=outcomes["failed"],
+        drift=drift,
+    )
+
+
+def _headline(evaluations: list[EvaluationRecord]) -> tuple[float | None, float | None]:
+    """Accuracy and loss over all rows of the first split there is: test, then unseen, then validation."""
+    for split in ("test", "unseen", "validation"):
+        found = [record for record in evaluations if record.split == split]
+        if total := sum(record.num_rows for record in found):
+            return tuple(  # type: ignore[return-value]
+                sum(value * record.num_rows for record, value in zip(found, values, strict=True)) / total
+                for values in ([r.accuracy for r in found], [r.loss for r in found])
+            )
+    return None, None

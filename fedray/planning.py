@@ -1,0 +1,135 @@
+"""Plans: each client's offers, prices and choice in round 1, without a weight loaded or a step run."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fedray.assignment import Assignment
+from fedray.config import Config
+from fedray.environment import CACHE_DIR
+from fedray.holdings import Holdings
+from fedray.policy import Offers
+from fedray.scene import Scene, set_scene
+from fedray.scheduler import Pricing, Schedule, decide, price_menu
+from fedray.units import show_bytes, show_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedClient:
+    """One client of the plan; prices are those of its assignment, None where it has none.
+
+    Attributes:
+        num_offers: entries of the menu that fit it.
+        reason: why it has no assignment.
+    """
+
+    client_id: int
+    device_class: str
+    memory_bytes: int
+    assignment: Assignment | None
+    num_offers: int
+    peak_bytes: int | None
+    virtual_seconds: float | None
+    joules: float | None
+    up_bytes: int | None
+    down_bytes: int | None
+    provision_bytes: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the policy would give every client of the fleet in round 1."""
+
+    clients: tuple[PlannedClient, ...]
+    menu: tuple[Assignment, ...]
+
+    def to_json(self) -> str:
+        """``{"clients": [...]}``; an assignment is an object, or null with a reason."""
+        return json.dumps({"clients": [_as_json(client) for client in self.clients]}, indent=2)
+
+    def to_table(self) -> str:
+        """For a terminal."""
+        table = Table(title=f"Round 1, {len(self.menu)} assignments on the menu")
+        for name in ("client", "device", "memory"):
+            table.add_column(name)
+        table.add_column("fitting", justify="right")
+        table.add_column("assignment")
+        for name in ("peak", "virtual time", "up", "down", "provision"):
+            table.add_column(name, justify="right")
+        for client in self.clients:
+            table.add_row(*_cells(client))
+        console = Console(width=160)
+        with console.capture() as captured:
+            console.print(table)
+        return captured.get()
+
+
+def plan(config: Config) -> Plan:
+    """Price the whole fleet and ask the policy.
+
+    Raises:
+        FedrayError: the configuration is wrong, nothing fits anybody, or the policy's answer is refused.
+    """
+    scene = set_scene(config, CACHE_DIR)
+    everybody = np.arange(scene.partitions.num_clients)
+    holdings = Holdings(len(everybody), preinstalled=config.provision == "preinstalled")
+    pricing = Pricing(footprint_of=scene.footprint, holdings=holdings)
+    cohort = scene.cohort(1, everybody)
+    offers = price_menu(scene.menu, cohort, pricing)
+    schedule = decide(scene.policy, cohort, offers, {}, pricing)
+    return Plan(clients=tuple(_clients(scene, offers, schedule)), menu=scene.menu)
+
+
+def _clients(scene: Scene, offers: Offers, schedule: Schedule) -> list[PlannedClient]:
+    ids = np.arange(scene.partitions.num_clients)
+    classes, memory = scene.fleet.device_class(ids), scene.fleet.device(ids).memory_bytes
+    terms = schedule.terms
+    planned = []
+    for i, assignment in enumerate(schedule.decision.assignments):
+        given = assignment is not None
+        planned.append(
+            PlannedClient(
+                client_id=i,
+                device_class=str(classes[i]),
+                memory_bytes=int(memory[i]),
+                assignment=assignment,
+                num_offers=int(offers.fits[:, i].sum()),
+                peak_bytes=int(terms.peak_bytes[i]) if given else None,
+                virtual_seconds=float(terms.virtual_seconds[i]) if given else None,
+                joules=float(terms.joules[i]) if given else None,
+                up_bytes=int(terms.up_bytes[i]) if given else None,
+                down_bytes=int(terms.down_bytes[i]) if given else None,
+                provision_bytes=int(terms.provision_bytes[i]) if given else None,
+                reason=schedule.left_out.get(i, ""),
+            )
+        )
+    return planned
+
+
+def _as_json(client: PlannedClient) -> dict[str, object]:
+    row = {name: getattr(client, name) for name in PlannedClient.__slots__}
+    row["assignment"] = None if client.assignment is None else json.loads(client.assignment.to_json())
+    return row
+
+
+def _cells(client: PlannedClient) -> list[str]:
+    start = [
+        str(client.client_id),
+        client.device_class,
+        show_bytes(client.memory_bytes),
+        str(client.num_offers),
+    ]
+    if client.assignment is None:
+        return [*start, client.reason, "", "", "", "", ""]
+    sizes = (client.up_bytes, client.down_bytes, client.provision_bytes)
+    return [
+        *start,
+        str(client.assignment),
+        show_bytes(client.peak_bytes or 0),
+        show_seconds(client.virtual_seconds or 0),
+        *(show_bytes(size or 0) for size in sizes),
+    ]

@@ -1,0 +1,35 @@
+"""What a run has come to: all that the next round depends on, and so what a checkpoint holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedray.holdings import Holdings
+from fedray.policy import State
+from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
+from fedray.training.job import GlobalState
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """The one thing a run changes, round by round.
+
+    Attributes:
+        audited: peak bytes of each distinct piece of work that ran alone under the counter.
+    """
+
+    state: GlobalState
+    holdings: Holdings
+    policy_state: State = field(default_factory=dict)
+    audited: dict[str, int] = field(default_factory=dict)
+    rounds: list[RoundRecord] = field(default_factory=list)
+    clients: list[ClientRecord] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
+
+    @property
+    def finished_rounds(self) -> int:
+        """How many; the next is one more."""
+        return len(self.rounds)
+
+    def history(self) -> list[Mapping[str, object]]:
+        """Client records as a policy sees them: columns of ``clients.parquet``."""
+        return [{name: getattr(record, name) for name in ClientRecord.__slots__} for record in self.clients]

@@ -1,0 +1,84 @@
+"""What a process does for logical clients: train a pack, evaluate a chunk, audit one client.
+
+The local runtime calls a carrier directly, an actor on Ray wraps one: the same code on the same values.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fedray.model.sites import shifted
+from fedray.training.audit import Audit, audit
+from fedray.training.data import Rows
+from fedray.training.evaluate import Outputs, evaluate_rows
+from fedray.training.job import Adapter, Factors, Job, Update
+from fedray.training.train import train_pack
+from fedray.training.workshop import Blueprint, Stock, open_workshop
+
+Pack = tuple[Job, ...]
+BaseDelta = Mapping[str, Factors]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPack:
+    """Train these jobs in one forward, on the backbone moved by ``base_delta``."""
+
+    jobs: Pack
+    base_delta: BaseDelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateRows:
+    """Evaluate an adapter on rows of the pool."""
+
+    adapter: Adapter
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditJob:
+    """Run one client alone under the counter, ended at ``limit_bytes`` if given."""
+
+    job: Job
+    base_delta: BaseDelta
+    limit_bytes: int | None
+
+
+Order = TrainPack | EvaluateRows | AuditJob
+Answer = list[Update] | Outputs | Audit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """An order's answer, and how many processes it took: 1 unless one died over it."""
+
+    answer: Answer
+    attempts: int
+
+
+class Carrier:
+    """Carries many logical clients, one order at a time."""
+
+    def __init__(self, blueprint: Blueprint, stock: Stock) -> None:
+        """Opens the workshop once; every order uses it."""
+        self._workshop = open_workshop(blueprint, stock)
+
+    def carry_out(self, order: Order) -> Answer:
+        """The answer to an order; equal orders get equal answers, bit for bit, on any carrier."""
+        match order:
+            case TrainPack():
+                with self._moved(order.base_delta, order.jobs):
+                    return train_pack(self._workshop, order.jobs)
+            case EvaluateRows():
+                return evaluate_rows(self._workshop, order.adapter, order.rows)
+            case AuditJob():
+                with self._moved(order.base_delta, (order.job,)):
+                    return audit(self._workshop, order.job, order.limit_bytes)
+
+    @contextmanager
+    def _moved(self, base_delta: BaseDelta, jobs: Sequence[Job]) -> Iterator[None]:
+        backbone = self._workshop.backbones[jobs[0].assignment.dtype]
+        device = self._workshop.device
+        moves = {s: (f.b.to(device) * f.scale, f.a.to(device)) for s, f in base_delta.items()}
+        with shifted(backbone.sites, moves):
+            yield

@@ -1,0 +1,280 @@
+"""What a configuration stands for: rows and who holds them, devices, menu, policy, rule, and the tracer.
+
+No weight is loaded here, so a plan is cheap; `furnish` brings the weights for a run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from fedray.aggregation.presets import PRESETS, make_aggregation
+from fedray.aggregation.rule import Aggregation
+from fedray.assignment import Assignment, Dtype
+from fedray.config.sections import Config, DataSection
+from fedray.cost import Footprint, Ints, WorkShape
+from fedray.fleet import Fleet, load_fleet
+from fedray.menu import Grid, build_menu
+from fedray.model.anatomy import Anatomy, dissect
+from fedray.model.load import empty_backbone, load_backbone, load_config, load_tokenizer
+from fedray.policy import Cohort, Pace
+from fedray.policy_loading import LoadedPolicy, load_policy
+from fedray.seeds import derive_seed
+from fedray.training.data import FILLER, Encoded, bucket, encode
+from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
+from fedray.training.footprint import FootprintTracer, TraceSubject
+from fedray.training.optimizer import LocalOptimizer
+from fedray.training.partitions import HoldOut, Partitions, partition
+from fedray.training.sources import Source, load_rows
+from fedray.training.task import Batch, Task, load_task
+from fedray.training.workshop import Blueprint, Stock, arrays_of
+
+TOKEN_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Everything a round needs to know and nothing that a round changes.
+
+    Attributes:
+        anatomies: of the model on the meta device, by dtype.
+        num_labels: of the classifier's head, 0 for a causal LM.
+        weighs_rows: an update weighs its client's rows; otherwise all weigh alike.
+        tokens: what each client's longest row is padded to, [clients].
+    """
+
+    config: Config
+    rows: datasets.Dataset
+    task: Task
+    encoded: Encoded
+    partitions: Partitions
+    fleet: Fleet
+    model_config: PreTrainedConfig
+    anatomies: Mapping[Dtype, Anatomy]
+    num_labels: int
+    menu: tuple[Assignment, ...]
+    policy: LoadedPolicy
+    rule: Aggregation
+    weighs_rows: bool
+    pace: Pace
+    optimizer: LocalOptimizer
+    tokens: Ints
+    tracer: FootprintTracer
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Of any dtype: names and shapes are the same."""
+        return next(iter(self.anatomies.values()))
+
+    def footprint(self, assignment: Assignment, shape: WorkShape) -> Footprint:
+        """What one step costs; traced once."""
+        return self.tracer(assignment, shape)
+
+    def cohort(self, round_number: int, client_ids: Ints) -> Cohort:
+        """These clients as a policy sees them."""
+        return Cohort(
+            round=round_number,
+            seed=derive_seed(self.config.seed, "assignments", round_number),
+            client_ids=client_ids,
+            device_class=self.fleet.device_class(client_ids),
+            device=self.fleet.device(client_ids),
+            num_rows=self.partitions.num_rows[client_ids],
+            tokens=self.tokens[client_ids],
+            attention=self.fleet.attention(client_ids),
+        )
+
+
+def set_scene(config: Config, cache_dir: Path | None) -> Scene:
+    """Read, divide and encode the rows; draw the fleet; build the menu; load policy and rule.
+
+    Args:
+        config: checked already.
+        cache_dir: where traced footprints are kept.
+
+    Raises:
+        FedrayError: one clear sentence for whatever of it is wrong; nothing is written.
+    """
+    data = config.data
+    task = load_task(config.task.name, config.task.options)
+    policy = load_policy(config.policy.name, config.policy.options)
+    rule, weighs_rows = _rule(config, policy)
+    model_config = load_config(config.model.name)
+    anatomies = {
+        dtype: dissect(empty_backbone(model_config, task.head, dtype)) for dtype in config.menu.dtypes
+    }
+    tokenizer = load_tokenizer(config.model.name)
+    menu = _menu(config, next(iter(anatomies.values())))
+    rows = _rows(config)
+    num_labels = task.labels(list(rows))
+    encoded = encode(task, rows, tokenizer, data.max_length)
+    partitions = _partitions(config, rows, None)
+    fleet = _fleet(config, partitions.num_clients)
+    if config.fleet.size_follows_memory:
+        partitions = _partitions(config, rows, fleet)
+    optimizer = _optimizer(config)
+    subject = TraceSubject(
+        anatomies=anatomies,
+        task=task,
+        num_labels=num_labels,
+        optimizer=optimizer,
+        meta_batch=lambda count, tokens: _meta_batch(encoded, count, tokens),
+    )
+    return Scene(
+        config=config,
+        rows=rows,
+        task=task,
+        encoded=encoded,
+        partitions=partitions,
+        fleet=fleet,
+        model_config=model_config,
+        anatomies=anatomies,
+        num_labels=num_labels,
+        menu=menu,
+        policy=policy,
+        rule=rule,
+        weighs_rows=weighs_rows,
+        pace=policy.pace or Pace(**config.pace.model_dump()),
+        optimizer=optimizer,
+        tokens=_tokens(encoded, partitions, data.max_length),
+        tracer=FootprintTracer(subject, cache_dir),
+    )
+
+
+def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedModel]:
+    """The weights, and what every process needs to train with them. Raises ModelError."""
+    config = scene.config
+    models = {dtype: load_backbone(config.model.name, scene.task.head, dtype)[0] for dtype in scene.anatomies}
+    blueprint = Blueprint(
+        config=scene.model_config,
+        targets=_targets(config, scene.anatomy),
+        task=scene.task,
+        optimizer=scene.optimizer,
+        max_length=config.data.max_length,
+        tokens_per_wave=config.packs.tokens_per_wave,
+        threads=config.packs.threads_per_pack,
+        device=device,
+    )
+    stock = Stock(
+        weights={dtype: arrays_of(model) for dtype, model in models.items()},
+        rows=scene.encoded,
+        partitions=scene.partitions.train,
+    )
+    return blueprint, stock, next(iter(models.values()))
+
+
+def _rule(config: Config, policy: LoadedPolicy) -> tuple[Aggregation, bool]:
+    """The rule, and whether an update weighs its rows."""
+    chosen = config.aggregation
+    name = (policy.aggregation or "factor_mean") if chosen.name == "auto" else chosen.name
+    clip = {} if chosen.clip_norm is None else {"clip_norm": chosen.clip_norm}
+    rule = make_aggregation(name, {**chosen.options, **clip})
+    return rule, (chosen.weights or PRESETS[name].weights) == "rows"
+
+
+def _targets(config: Config, anatomy: Anatomy) -> tuple[str, ...]:
+    return tuple(config.menu.target_modules or anatomy.family.targets)
+
+
+def _menu(config: Config, anatomy: Anatomy) -> tuple[Assignment, ...]:
+    menu, training = config.menu, config.training
+    targets = _targets(config, anatomy)
+    anatomy.sites(0, targets)  # a target that names nothing is refused before any row is read
+    return build_menu(
+        Grid(
+            num_blocks=anatomy.num_blocks,
+            targets=targets,
+            ranks=menu.ranks,
+            depths=menu.depths,
+            recompute=menu.recompute,
+            dtypes=menu.dtypes,
+            batch_sizes=menu.per_device_train_batch_size,
+            scale=menu.lora_scale,
+            head_only=menu.head_only,
+            num_epochs=training.num_train_epochs,
+            max_steps=training.max_steps,
+        )
+    )
+
+
+def _rows(config: Config) -> datasets.Dataset:
+    data = config.data
+    source = Source(
+        name=data.source,
+        subset=data.subset,
+        split=data.split,
+        modules=data.modules,
+        max_rows_per_module=data.max_rows_per_module,
+        max_rows=data.max_rows,
+    )
+    return load_rows(source, seed=config.seed)
+
+
+def _partitions(config: Config, rows: datasets.Dataset, fleet: Fleet | None) -> Partitions:
+    """The clients' rows; with a fleet, larger parts for clients that rank higher in size of data."""
+    data = config.data
+    hold_out = HoldOut(
+        test_share=data.test_share,
+        validation_share=data.validation_share,
+        per_client=data.per_client,
+        unseen_clients=data.unseen_clients,
+    )
+    size_rank = None if fleet is None else fleet.data_size_rank(np.arange(len(fleet)))
+    return partition(rows, _partitioning(data), hold_out, seed=config.seed, size_rank=size_rank)
+
+
+def _partitioning(data: DataSection) -> Partitioning:
+    section = data.partitioner
+    match section.name:
+        case "iid":
+            return Iid(num_clients=data.num_clients)
+        case "dirichlet":
+            return Dirichlet(
+                num_clients=data.num_clients,
+                label_column=section.label_column,
+                alpha=section.alpha,
+                min_partition_size=section.min_partition_size,
+            )
+        case "natural_id":
+            return NaturalId(
+                column=section.column, min_rows=section.min_rows, max_clients=section.max_clients
+            )
+        case "pathological":
+            return Pathological(
+                num_clients=data.num_clients,
+                label_column=section.label_column,
+                num_classes_per_partition=section.num_classes_per_partition,
+            )
+        case _:
+            assert_never(section.name)
+
+
+def _fleet(config: Config, num_clients: int) -> Fleet:
+    section = config.fleet
+    return load_fleet(
+        section.name,
+        num_clients,
+        config.seed,
+        memory_share=section.memory_share,
+        correlation=section.correlation,
+    )
+
+
+def _optimizer(config: Config) -> LocalOptimizer:
+    names = LocalOptimizer.__slots__
+    section = config.training.model_dump()
+    return LocalOptimizer(**{name: section[name] for name in names})
+
+
+def _tokens(encoded: Encoded, partitions: Partitions, max_length: int) -> Ints:
+    longest = [int(encoded.lengths[own].max()) for own in partitions.train]
+    return np.array([bucket(length, TOKEN_MULTIPLE, max_length) for length in longest], np.int64)
+
+
+def _meta_batch(encoded: Encoded, count: int, tokens: int) -> Batch:
+    batch = encoded.batch(np.full(count, FILLER), tokens)
+    return {name: tensor.to(torch.device("meta")) for name, tensor in batch.items()}

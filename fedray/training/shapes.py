@@ -1,0 +1,87 @@
+"""Shapes and first values of what is trained: which sites, at which ranks, from which seed.
+
+Letters of shapes: R rank, I and O a linear's widths, K labels, D hidden width.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from fedray.assignment import Assignment, HeadOnly, Lora
+from fedray.model.anatomy import Anatomy
+from fedray.seeds import derive_seed
+from fedray.training.job import Adapter, Factors
+
+
+def site_ranks(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
+    """The rank of every site the assignment trains, in the model's order; frozen sites are left out."""
+    match assignment.adapter:
+        case HeadOnly():
+            return {}
+        case Lora(ranks=ranks, targets=targets):
+            return {
+                site: rank
+                for block, rank in zip(assignment.blocks, ranks, strict=True)
+                if rank
+                for site in anatomy.sites(block, targets)
+            }
+
+
+def empty_adapter(anatomy: Anatomy, assignment: Assignment, num_labels: int, device: str) -> Adapter:
+    """An adapter of the assignment's shapes, not filled: sites with a rank, and the classifier's head."""
+    scale = assignment.adapter.scale if isinstance(assignment.adapter, Lora) else 1.0
+    factors = {}
+    for site, rank in site_ranks(anatomy, assignment).items():
+        width_in, width_out = linear_widths(anatomy.backbone.get_submodule(site))
+        factors[site] = Factors(
+            a=torch.empty(rank, width_in, device=device),
+            b=torch.empty(width_out, rank, device=device),
+            scale=scale,
+        )
+    head = {}
+    if num_labels:
+        width = anatomy.model.config.hidden_size
+        head = {
+            "weight": torch.empty(num_labels, width, device=device),
+            "bias": torch.empty(num_labels, device=device),
+        }
+    return Adapter(factors=factors, head=head)
+
+
+def initial_adapter(anatomy: Anatomy, menu: Sequence[Assignment], num_labels: int, run_seed: int) -> Adapter:
+    """The global adapter before round 1: every site at the largest rank that the menu gives it.
+
+    As PEFT starts LoRA: A uniform within 1 / sqrt(I), B zero, so that the first forward is the
+    pretrained model's. The head starts as an ``nn.Linear``.
+    """
+    ranks: dict[str, int] = {}
+    scales: dict[str, float] = {}
+    for assignment in menu:
+        for site, rank in site_ranks(anatomy, assignment).items():
+            ranks[site] = max(rank, ranks.get(site, 0))
+            scales[site] = assignment.adapter.scale if isinstance(assignment.adapter, Lora) else 1.0
+    random = torch.Generator().manual_seed(derive_seed(run_seed, "initial adapter"))
+    factors = {}
+    for site in sorted(ranks):
+        width_in, width_out = linear_widths(anatomy.backbone.get_submodule(site))
+        a = torch.empty(ranks[site], width_in).uniform_(generator=random).sub_(0.5).mul_(2 * width_in**-0.5)
+        factors[site] = Factors(a=a, b=torch.zeros(width_out, ranks[site]), scale=scales[site])
+    head = {}
+    if num_labels:
+        bound = anatomy.model.config.hidden_size**-0.5
+        head = {
+            name: torch.empty(shape).uniform_(-bound, bound, generator=random)
+            for name, shape in (
+                ("weight", (num_labels, anatomy.model.config.hidden_size)),
+                ("bias", (num_labels,)),
+            )
+        }
+    return Adapter(factors=factors, head=head)
+
+
+def linear_widths(linear: nn.Module) -> tuple[int, int]:
+    """Input and output width of an ``nn.Linear`` [O, I] or a ``Conv1D`` [I, O]."""
+    rows, columns = cast(nn.Parameter, linear.weight).shape
+    return (columns, rows) if isinstance(linear, nn.Linear) else (rows, columns)
