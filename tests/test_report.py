@@ -61,7 +61,8 @@ def client_record(number, client_id, outcome="ok", **changes):
         down_bytes=sent, provision_bytes=87 * MIB if number <= 2 else 0,
         num_rows=40 + client_id, num_steps=6,
         virtual_seconds=seconds * (1 + 0.03 * (client_id % 7)), wall_seconds=0.4,
-        joules=seconds * 4.0, outcome=outcome, loss=2.0 / number if outcome == "ok" else None, attempts=1, message="",
+        joules=seconds * 4.0, outcome=outcome, loss=2.0 / number if outcome == "ok" else None,
+        attempts=1, message="",
     )  # fmt: skip
     return dataclasses.replace(record, **changes)
 

@@ -1,0 +1,6 @@
+"""What this machine has and lacks, and how fast and how large training really is on it."""
+
+from fedray.doctor.examination import Examination, examine
+from fedray.doctor.words import diagnose, show
+
+__all__ = ["Examination", "diagnose", "examine", "show"]
