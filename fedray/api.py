@@ -66,9 +66,9 @@ def write_report(out: str | Path) -> Path:
 
 def diagnose() -> str:
     """Measure this machine's rates and memory, and say in words what is there and what is missing."""
-    from fedray import doctor
+    from fedray.doctor import words
 
-    return doctor.diagnose()
+    return words.diagnose()
 
 
 def _fresh(out: Path) -> Path:
