@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from fedray.assignment import Assignment, HeadOnly
 from fedray.cost import MARGIN
 from fedray.record import ClientRecord
-from fedray.report.drawing import byte_scale
 from fedray.report.figures import memory_figure, mix_figure
 from fedray.report.markup import Cell, Section, Shaded, html_table, paragraph, picture
 from fedray.report.tallies import DeviceClass, Given
@@ -13,6 +12,9 @@ from fedray.units import show_bytes
 
 # Policies with random ranks make one for every client; a table of more is not read.
 MAX_ASSIGNMENTS = 60
+# More device classes than this leave room for shares alone, and for an assignment in one column.
+MAX_COUNTED = 5
+_KNOBS = ("Rank", "Trained blocks", "Re-compute", "Dtype", "Batch (rows)")
 
 
 def mix(givens: Sequence[Given], classes: Sequence[DeviceClass]) -> Section:
@@ -21,20 +23,15 @@ def mix(givens: Sequence[Given], classes: Sequence[DeviceClass]) -> Section:
     if not givens:
         return Section(anchor="mix", title=title, body=paragraph("No client was given an assignment."))
     asked = [c for c in classes if c.records]
-    smallest = {c.name: min(r.memory_bytes for r in c.records) for c in asked}
-    largest = {c.name: max(r.memory_bytes for r in c.records) for c in asked}
     body = paragraph(
         "Darker is more work: trained blocks first, then rank. A cell counts client-rounds, whatever their "
-        "outcome, and gives their share of the device class. Classes stand from the least declared memory to "
+        "outcome, and their share of the device class. Classes stand from the least declared memory to "
         "the most."
     )
     body += picture(mix_figure(givens, asked), "Share of each device class's client-rounds by assignment.")
-    head = ("", "Rank", "Trained blocks", "Re-compute", "Dtype", "Batch (rows)", *(c.name for c in asked))
+    knobs = ("Assignment",) if _is_wide(asked) else _KNOBS
     rows = [_mix_row(one, asked) for one in givens[:MAX_ASSIGNMENTS]]
-    rows.append(
-        ["", "Declared memory", "", "", "", "", *(_range(smallest[c.name], largest[c.name]) for c in asked)]
-    )
-    body += html_table(head, rows, words=6) + _more(givens)
+    body += html_table(("", *knobs, *(c.name for c in asked)), rows, words=1 + len(knobs)) + _more(givens)
     return Section(anchor="mix", title=title, body=body)
 
 
@@ -43,27 +40,23 @@ def _more(givens: Sequence[Given]) -> str:
     return paragraph(f"{hidden} more assignments stand in clients.parquet.", quiet=True) if hidden > 0 else ""
 
 
-def _range(low: int, high: int) -> str:
-    divisor, unit = byte_scale(high)
-    shown = dict.fromkeys(f"{count / divisor:.3g}" for count in (low, high))
-    return "\u2013".join(shown) + f" {unit}"
+def _is_wide(classes: Sequence[DeviceClass]) -> bool:
+    return len(classes) > MAX_COUNTED
 
 
 def _mix_row(one: Given, classes: Sequence[DeviceClass]) -> list[Cell]:
-    a = one.assignment
-    cells: list[Cell] = [
-        one.code,
-        ranks(a),
-        f"{a.num_trained_blocks} of {len(a.blocks)}",
-        "yes" if a.recompute else "no",
-        a.dtype,
-        str(a.batch_size),
-    ]
+    cells: list[Cell] = [one.code, *([str(one.assignment)] if _is_wide(classes) else _knobs(one.assignment))]
     for device_class in classes:
         count = sum(r.device_class == device_class.name for r in one.records)
         share = count / len(device_class.records)
-        cells.append(Shaded(text=f"{count} ({100 * share:.0f} %)", share=share) if count else None)
+        text = f"{100 * share:.0f} %" if _is_wide(classes) else f"{count} ({100 * share:.0f} %)"
+        cells.append(Shaded(text=text, share=share) if count else None)
     return cells
+
+
+def _knobs(a: Assignment) -> tuple[str, ...]:
+    trained, recompute = f"{a.num_trained_blocks} of {len(a.blocks)}", "yes" if a.recompute else "no"
+    return ranks(a), trained, recompute, a.dtype, str(a.batch_size)
 
 
 def ranks(assignment: Assignment) -> str:

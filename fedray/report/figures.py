@@ -171,18 +171,22 @@ def classes_figure(classes: Sequence[DeviceClass]) -> str:
     """A point per client: rounds taken part in, and accuracy at the end on the client's own test rows."""
     kept: list[str] = []
     with figure(0.95 + 0.5 * len(classes), kept.append) as drawn:
-        rounds_axes, accuracy_axes = drawn.subplots(1, 2, sharey=True)
+        tested = any(c.tests for c in classes)
+        panels = drawn.subplots(1, 2 if tested else 1, sharey=True, squeeze=False)[0]
+        rounds_axes = panels[0]
         for row, device_class in enumerate(classes):
             _strip(rounds_axes, row, list(device_class.rounds_by_client.values()))
-            _strip(accuracy_axes, row, [r.accuracy for r in device_class.tests if r.num_rows])
         rounds_axes.set_yticks(range(len(classes)), [c.name for c in classes])
         rounds_axes.set_ylim(len(classes) - 0.5, -0.5)
         rounds_axes.set_xlim(left=min(0, -0.02 * rounds_axes.get_xlim()[1]))
         rounds_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         rounds_axes.set_xlabel("Rounds a client was asked in (number)")
-        accuracy_axes.set_xlim(-0.02, 1.02)
-        accuracy_axes.set_xlabel("Accuracy at the end, own test rows (share)")
-        for axes in (rounds_axes, accuracy_axes):
+        if tested:
+            for row, device_class in enumerate(classes):
+                _strip(panels[1], row, [r.accuracy for r in device_class.tests if r.num_rows])
+            panels[1].set_xlim(-0.02, 1.02)
+            panels[1].set_xlabel("Accuracy at the end, own test rows (share)")
+        for axes in panels:
             axes.grid(visible=False, axis="y")
             axes.tick_params(axis="y", length=0)
     return kept[0]
@@ -221,6 +225,8 @@ def outcomes_figure(rounds: Sequence[RoundRecord]) -> str:
         axes.set_xlabel("Round (number)" if size == 1 else f"Round (number; a bar is {size} rounds)")
         axes.set_ylabel("Clients asked (number)")
         axes.grid(visible=False, axis="x")
+        # A run of one round is one slim bar, not a wall.
+        axes.set_xlim(places[0] - size, max(places[-1] + size, places[0] + 6 * size))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
         if bottom.any():

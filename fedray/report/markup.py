@@ -129,8 +129,9 @@ th:last-child, td:last-child { padding-right: 0; }
 .words { text-align: left; overflow-wrap: break-word; }
 td { white-space: nowrap; }
 td.words { white-space: normal; min-width: 2rem; }
-td.shaded { position: relative; min-width: 4.6rem; }
-td.shaded .bar { position: absolute; right: 0; bottom: 0; height: 3px; background: var(--ink); }
+td.words:first-child { white-space: nowrap; }
+td.shaded { position: relative; min-width: 3.4rem; }
+td.shaded .bar { position: absolute; right: 0; top: 1.85em; height: 3px; background: var(--ink); }
 pre { font: .8rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   margin: .8rem 0; padding: .9rem 1rem; background: #f6f6f6; border: 1px solid var(--line);
   white-space: pre-wrap; overflow-wrap: anywhere; }

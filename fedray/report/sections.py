@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
-from fedray.report.drawing import show_joules
+from fedray.report.drawing import byte_scale, show_joules
 from fedray.report.figures import classes_figure, outcomes_figure, progress_figure
 from fedray.report.markup import (
     NOTHING,
@@ -51,7 +51,7 @@ def headline(run: Run, spent: Spent) -> Section:
     values = (
         ("Final accuracy", *final),
         ("Best accuracy", *best),
-        ("Rounds", f"{len(run.rounds)}", f"{len(clients)} clients asked, {len(classes)} device classes"),
+        ("Rounds", f"{len(run.rounds)}", f"clients asked: {len(clients)}, device classes: {len(classes)}"),
         ("Client-rounds ok", f"{counts[0]} of {asked}", ", ".join(others) or "nothing else happened"),
         (
             "Virtual time",
@@ -155,7 +155,14 @@ def participation(classes: Sequence[DeviceClass]) -> Section:
             "data.per_client: true takes test rows from every client's own."
         )
     head = (
-        *("Device class", "Clients", "Client-rounds", "Rounds a client (least\u2013most)", "Ok share"),
+        *(
+            "Device class",
+            "Declared memory",
+            "Clients",
+            "Client-rounds",
+            "Rounds a client (least\u2013most)",
+            "Ok share",
+        ),
         *("Rows trained", "Virtual time, median", "Accuracy, mean over rows", "Worst client"),
     )
     picture_ = picture(
@@ -175,6 +182,7 @@ def _class_row(c: DeviceClass) -> list[Cell]:
     tests = [r for r in c.tests if r.num_rows]
     return [
         c.name,
+        _memory_range(c),
         len(counts),
         len(c.records),
         f"{np.mean(counts):.1f} ({min(counts)}\u2013{max(counts)})" if counts else None,
@@ -184,6 +192,15 @@ def _class_row(c: DeviceClass) -> list[Cell]:
         mean_accuracy(tests) if tests else None,
         min((r.accuracy for r in tests), default=None),
     ]
+
+
+def _memory_range(c: DeviceClass) -> str | None:
+    if not c.records:
+        return None
+    ends = [bound(r.memory_bytes for r in c.records) for bound in (min, max)]
+    divisor, unit = byte_scale(max(ends))
+    shown = dict.fromkeys(f"{count / divisor:.3g}" for count in ends)
+    return f"{NOTHING.join(shown)} {unit}"
 
 
 def outcomes(run: Run) -> Section:
@@ -218,7 +235,7 @@ def _why(record: ClientRecord) -> str:
         return (
             f"{show_bytes(record.predicted_peak_bytes)} predicted, {show_bytes(record.memory_bytes)} declared"
         )
-    return "no message was recorded"
+    return f"ran {record.attempts} times" if record.attempts > 1 else "no message was recorded"
 
 
 def configuration(run: Run) -> Section:
