@@ -170,7 +170,6 @@ class PaceSection(Section):
     """When a round closes."""
 
     goal: Count | None = Field(None, description="Updates a round waits for; all that were asked if absent.")
-    concurrency: Count | None = Field(None, description="Clients asked at once; the goal if absent.")
     deadline_seconds: Positive | None = Field(
         None, description="Virtual seconds after which a round closes; it waits for everybody if absent."
     )
