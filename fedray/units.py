@@ -18,7 +18,9 @@ def _parse(text: str | float, known: dict[str, float], example: str) -> float:
     match = _NUMBER.fullmatch(str(text))
     if match is None or match[2].lower() not in known:
         units = ", ".join(unit for unit in known if unit)
-        raise ConfigError(f"{text!r} is not a quantity; write a number with one of {units}, such as {example!r}.")
+        raise ConfigError(
+            f"{text!r} is not a quantity; write a number with one of {units}, such as {example!r}."
+        )
     try:
         return float(match[1]) * known[match[2].lower()]
     except ValueError as error:

@@ -1,0 +1,124 @@
+"""A small shop: tiny models of each family, rows of unlike length, and jobs on them."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+
+from fedray.assignment import Assignment, Lora, lora_on_top
+from fedray.model.anatomy import dissect
+from fedray.model.load import empty_backbone
+from fedray.training.data import Encoded
+from fedray.training.job import Adapter, Factors, Job
+from fedray.training.optimizer import LocalOptimizer
+from fedray.training.packed import Backbone
+from fedray.training.shapes import initial_adapter
+from fedray.training.task import Task
+from fedray.training.tasks.causal_lm import CausalLm
+from fedray.training.tasks.text_classification import TextClassification
+from fedray.training.train import Workshop
+
+BLOCKS, VOCABULARY, LABELS = 4, 48, 5
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+WIDE = {**SIZES, "intermediate_size": 24}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**WIDE, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**WIDE, num_key_value_heads=2, head_dim=8),
+    "gpt2": GPT2Config(**SIZES),
+    "bert": BertConfig(**WIDE),
+}
+TARGETS = {
+    "llama": ("q_proj", "v_proj"),
+    "qwen3": ("q_proj", "down_proj"),
+    "gpt2": ("c_attn",),
+    "bert": ("query", "value"),
+}
+TASKS: dict[str, Task] = {name: CausalLm() for name in ("llama", "qwen3", "gpt2")}
+TASKS["bert"] = TextClassification(classes=list(range(LABELS)))
+
+
+def encoded(seed: int, num_rows: int = 60, longest: int = 24) -> Encoded:
+    """Random rows of 4 to ``longest`` tokens with a label each."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(4, longest + 1, num_rows)
+    return Encoded(
+        lengths=lengths,
+        starts=np.cumsum(lengths) - lengths,
+        lists={"input_ids": random.integers(1, VOCABULARY, lengths.sum()).astype(np.int32)},
+        numbers={"label": random.integers(0, LABELS, num_rows).astype(np.int32)},
+        pad_id=0,
+    )
+
+
+def build(family: str, sizes: Sequence[int], optimizer: LocalOptimizer, *, double: bool = False) -> Workshop:
+    """A workshop whose client k owns ``sizes[k]`` rows."""
+    torch.manual_seed(0)
+    config = CONFIGS[family]
+    model = empty_backbone(config, TASKS[family].head).to_empty(device="cpu")
+    model.init_weights()
+    for name, buffer in type(model)(config).named_buffers():
+        path, _, leaf = name.rpartition(".")
+        model.get_submodule(path)._buffers[leaf] = buffer
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    if double:
+        model.double()
+    bounds = np.cumsum([0, *sizes])
+    return Workshop(
+        backbones={"fp32": Backbone.of(dissect(model), [TARGETS[family]])},
+        task=TASKS[family],
+        pool=encoded(1, int(bounds[-1])),
+        partitions=tuple(np.arange(a, b) for a, b in itertools.pairwise(bounds)),
+        optimizer=optimizer,
+        max_length=24,
+    )
+
+
+def start(workshop: Workshop, family: str, assignment: Assignment, seed: int = 0) -> Adapter:
+    """An adapter of the assignment's shapes whose B is not zero, so that every factor has a gradient."""
+    anatomy = workshop.backbones["fp32"].anatomy
+    labels = LABELS if family == "bert" else 0
+    first = initial_adapter(anatomy, [assignment], labels, seed)
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        factors={
+            site: Factors(a=f.a, b=0.1 * torch.randn(f.b.shape, generator=generator), scale=f.scale)
+            for site, f in first.factors.items()
+        },
+        head=first.head,
+    )
+
+
+def job(workshop: Workshop, family: str, client: int, assignment: Assignment) -> Job:
+    """A job of round 1 for one client."""
+    rows = len(workshop.partitions[client])
+    return Job(
+        round=1,
+        client_id=client,
+        dispatch=0,
+        version=0,
+        seed=7,
+        assignment=assignment,
+        attention="memory_efficient",
+        sent=start(workshop, family, assignment, client),
+        num_rows=rows,
+        num_steps=assignment.num_steps(rows),
+        tokens=24,
+    )
+
+
+def assign(family: str, depth: int, rank: int, **changes: object) -> Assignment:
+    """A rank on the top ``depth`` blocks."""
+    lora: Lora = lora_on_top(BLOCKS, depth, rank, targets=TARGETS[family])
+    return replace(Assignment(blocks=tuple(range(BLOCKS)), adapter=lora, batch_size=4), **changes)  # type: ignore[arg-type]
