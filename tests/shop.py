@@ -60,7 +60,9 @@ def encoded(seed: int, num_rows: int = 60, longest: int = 24) -> Encoded:
     )
 
 
-def build(family: str, sizes: Sequence[int], optimizer: LocalOptimizer, *, double: bool = False) -> Workshop:
+def build(
+    family: str, sizes: Sequence[int], optimizer: LocalOptimizer, *, task: Task | None = None
+) -> Workshop:
     """A workshop whose client k owns ``sizes[k]`` rows."""
     torch.manual_seed(0)
     config = CONFIGS[family]
@@ -72,12 +74,10 @@ def build(family: str, sizes: Sequence[int], optimizer: LocalOptimizer, *, doubl
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    if double:
-        model.double()
     bounds = np.cumsum([0, *sizes])
     return Workshop(
         backbones={"fp32": Backbone.of(dissect(model), [TARGETS[family]])},
-        task=TASKS[family],
+        task=task or TASKS[family],
         pool=encoded(1, int(bounds[-1])),
         partitions=tuple(np.arange(a, b) for a, b in itertools.pairwise(bounds)),
         optimizer=optimizer,

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shop import assign, build, job
 
 from fedray.training.audit import audit
 from fedray.training.job import Adapter, Update
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.train import Workshop, train_pack
+from shop import assign, build, job
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,98 @@
+"""What the examples and the README show is true: they load, run, and are what the README prints."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedray.config import load_config
+from fedray.policy_loading import load_policy
+from fedray.training.optimizer import LocalOptimizer
+from fedray.training.task import load_task
+from fedray.training.train import train_pack
+from shop import assign, build, job
+
+TEN_LINES = """
+import torch
+from torch.nn.functional import softplus
+
+class Margin:
+    head = "classification"
+    def labels(self, rows): return 2
+    def features(self, row, tokenizer, max_length): return {"input_ids": [1, 2], "label": row["y"]}
+    def loss(self, forward, batch):
+        logits = forward(batch)
+        sign = 2.0 * (batch["label"] % 2) - 1
+        return softplus(-sign * (logits[:, 1] - logits[:, 0]))
+    def outputs(self, forward, batch): return [{"loss": x} for x in self.loss(forward, batch).tolist()]
+    def metrics(self, outputs, rows): return {"accuracy": 0.0, "loss": 0.0}
+"""
+
+
+def test_every_example_configuration_is_valid(repository: Path) -> None:
+    found = sorted((repository / "examples").glob("*.yaml"))
+    assert len(found) >= 4
+    for path in found:
+        assert load_config(path).rounds.num_rounds > 0
+
+
+def test_the_readme_prints_the_quickstart_and_the_policy_as_they_are(repository: Path) -> None:
+    readme = (repository / "README.md").read_text()
+    assert (repository / "examples" / "quickstart.yaml").read_text().strip() in readme
+    body = (repository / "examples" / "deep_for_the_fast.py").read_text().partition('"""One menu index')[2]
+    for line in filter(None, map(str.strip, body.splitlines()[1:])):
+        assert line in readme
+
+
+def test_the_example_policy_loads_with_its_option(repository: Path) -> None:
+    policy = load_policy(str(repository / "examples" / "deep_for_the_fast.py"), {"patience": 3.0})
+    assert policy.name == "deep_for_the_fast"
+
+
+def test_the_example_task_labels_long_words(repository: Path) -> None:
+    task = load_task(repository / "examples" / "longest_word.py")
+    assert task.labels([]) == 2
+
+    def words(text: str, truncation: bool, max_length: int) -> dict[str, list[int]]:
+        return {"input_ids": [len(word) for word in text.split()][:max_length]}
+
+    assert task.features({"text": "an uncharacteristically long one"}, words, 8)["label"] == 1
+    assert task.features({"text": "short words only"}, words, 8)["label"] == 0
+
+
+def test_a_task_of_fifteen_lines_is_loaded_by_path_and_packs(tmp_path: Path) -> None:
+    file = tmp_path / "margin.py"
+    file.write_text(TEN_LINES)
+    assert len(TEN_LINES.strip().splitlines()) <= 15
+    task = load_task(file)
+    workshop = build("bert", [5, 9], LocalOptimizer(optim="sgd", learning_rate=0.1), task=task)
+    jobs = [job(workshop, "bert", i, assign("bert", 4, 2 + i)) for i in range(2)]
+    together = train_pack(workshop, jobs)
+    for work, packed in zip(jobs, together, strict=True):
+        (alone,) = train_pack(workshop, [work])
+        assert packed.delta is not None
+        assert alone.delta is not None
+        for name, tensor in packed.delta.tensors().items():
+            assert torch.allclose(tensor, alone.delta.tensors()[name], atol=1e-6)
+        assert np.isfinite(packed.loss)
+
+
+@pytest.mark.slow
+def test_the_local_runtime_needs_no_ray(repository: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "import fedray\n"
+        f"config, out = {str(repository / 'examples' / 'quickstart.yaml')!r}, {str(tmp_path / 'out')!r}\n"
+        "r = fedray.run(config, out=out, overrides=["
+        "'runtime=local', 'rounds.num_rounds=1', 'data.num_clients=8', 'rounds.clients_per_round=2', "
+        "'data.max_length=16', 'data.max_rows=300', 'training.max_steps=1'])\n"
+        "print(len(r.clients))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "2"
