@@ -3,7 +3,7 @@
 No weight is loaded here, so a plan is cheap; `furnish` brings the weights for a run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -18,17 +18,18 @@ from fedray.aggregation.rule import Aggregation
 from fedray.assignment import Assignment, Dtype
 from fedray.config.sections import Config, DataSection
 from fedray.cost import Footprint, Ints, WorkShape
+from fedray.errors import ConfigError
 from fedray.fleet import Fleet, load_fleet
 from fedray.menu import Grid, build_menu
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_tokenizer
-from fedray.policy import Cohort, Pace
+from fedray.policy import Cohort, Pace, View
 from fedray.policy_loading import LoadedPolicy, load_policy
 from fedray.seeds import derive_seed
 from fedray.training.data import FILLER, Encoded, bucket, encode
 from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
 from fedray.training.footprint import FootprintTracer, TraceSubject
-from fedray.training.optimizer import LocalOptimizer
+from fedray.training.optimizer import LocalOptimizer, scheduled
 from fedray.training.partitions import HoldOut, Partitions, partition
 from fedray.training.sources import Source, load_rows
 from fedray.training.task import Batch, Task, load_task
@@ -75,6 +76,22 @@ class Scene:
         """What one step costs; traced once."""
         return self.tracer(assignment, shape)
 
+    def view(self, round_number: int, history: Sequence[Mapping[str, object]]) -> View:
+        """What a policy may know before it selects this round's clients."""
+        return View(
+            round=round_number,
+            seed=derive_seed(self.config.seed, "selection", round_number),
+            num_clients=self.partitions.num_clients,
+            clients_per_round=self.config.rounds.clients_per_round,
+            menu=self.menu,
+            history=history,
+        )
+
+    def learning_rate(self, round_number: int) -> float:
+        """Of a round's local steps."""
+        training, rounds = self.config.training, self.config.rounds
+        return scheduled(training.learning_rate, training.lr_scheduler_type, round_number, rounds.num_rounds)
+
     def cohort(self, round_number: int, client_ids: Ints) -> Cohort:
         """These clients as a policy sees them."""
         return Cohort(
@@ -102,6 +119,7 @@ def set_scene(config: Config, cache_dir: Path | None) -> Scene:
     data = config.data
     task = load_task(config.task.name, config.task.options)
     policy = load_policy(config.policy.name, config.policy.options)
+    pace = _pace(config, policy)
     rule, weighs_rows = _rule(config, policy)
     model_config = load_config(config.model.name)
     anatomies = {
@@ -109,6 +127,11 @@ def set_scene(config: Config, cache_dir: Path | None) -> Scene:
     }
     tokenizer = load_tokenizer(config.model.name)
     menu = _menu(config, next(iter(anatomies.values())))
+    if task.head == "causal_lm" and config.menu.head_only:
+        raise ConfigError(
+            f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
+            "causal LM keeps the model's own; drop it or choose a classification task."
+        )
     rows = _rows(config)
     num_labels = task.labels(list(rows))
     encoded = encode(task, rows, tokenizer, data.max_length)
@@ -138,7 +161,7 @@ def set_scene(config: Config, cache_dir: Path | None) -> Scene:
         policy=policy,
         rule=rule,
         weighs_rows=weighs_rows,
-        pace=policy.pace or Pace(**config.pace.model_dump()),
+        pace=pace,
         optimizer=optimizer,
         tokens=_tokens(encoded, partitions, data.max_length),
         tracer=FootprintTracer(subject, cache_dir),
@@ -165,6 +188,19 @@ def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedMode
         partitions=scene.partitions.train,
     )
     return blueprint, stock, next(iter(models.values()))
+
+
+def _pace(config: Config, policy: LoadedPolicy) -> Pace:
+    """The policy's, or the configuration's. Raises ConfigError if both say when a round closes."""
+    given = {key: value for key, value in config.pace.model_dump().items() if value is not None}
+    if policy.pace is None:
+        return Pace(**given)
+    if given:
+        raise ConfigError(
+            f"pace.{next(iter(given))} has no effect with the policy {policy.name!r}, which sets the pace "
+            f"itself ({policy.pace}); drop the one or the other."
+        )
+    return policy.pace
 
 
 def _rule(config: Config, policy: LoadedPolicy) -> tuple[Aggregation, bool]:

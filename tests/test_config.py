@@ -279,7 +279,7 @@ def test_a_missing_a_binary_and_a_folder_file_are_refused(tmp_path):
 
 NO_EFFECT = [
     ({"runtime": "local", "ray": {"num_actors": 2}}, "ray.num_actors"),
-    ({"ray": {"num_actors": 2, "clients_per_actor": 1}}, "ray.num_actors"),
+    ({"packs": {"clients_per_pack": 1}, "ray": {"num_actors": 2, "clients_per_actor": 1}}, "ray.num_actors"),
     ({"ray": {"address": "h:1", "object_store_memory": 10}}, "ray.object_store_memory"),
     ({"training": {"momentum": 0.9}}, "training.momentum"),
     ({"training": {"optim": "sgd", "adam_beta2": 0.9}}, "training.adam_beta2"),
@@ -355,11 +355,3 @@ def test_every_key_is_read_by_somebody(repository):
 def test_a_configuration_cannot_change_under_a_run():
     with pytest.raises(ValueError, match="frozen"):
         load_config({}).seed = 4
-
-
-def test_the_examples_are_configurations(repository: pathlib.Path):
-    files = sorted((repository / "examples").glob("*.yaml"))
-    assert files
-    for file in files:
-        load_config(file)
-        load_config(file, ["runtime=local"])

@@ -136,7 +136,10 @@ class TrainingSection(Section):
     """What a client does locally."""
 
     optim: Literal["adamw", "sgd"] = Field("adamw", description="The local optimizer.")
-    learning_rate: NotNegative = Field(1e-3, description="Step size, the same in every round.")
+    learning_rate: NotNegative = Field(1e-3, description="Step size of the first round.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How it falls from round to round; within a round it stays."
+    )
     weight_decay: NotNegative = Field(0.0, description="Decoupled for adamw, added to the gradient for sgd.")
     momentum: PartShare = Field(0.0, description="Of sgd.")
     adam_beta1: PartShare = Field(0.9, description="Of adamw: decay of the first moment.")

@@ -67,6 +67,7 @@ class Job:
         tokens: what its rows are padded to at most.
         attention: the kernel it declares.
         client_state: tensors a policy's local rule keeps with the client between rounds.
+        learning_rate: of this round, where a schedule has one; None is the optimizer's own.
     """
 
     round: int
@@ -81,6 +82,7 @@ class Job:
     num_steps: int
     tokens: int
     client_state: Mapping[str, Tensor] = field(default_factory=dict)
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

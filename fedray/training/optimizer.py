@@ -4,6 +4,7 @@ torch's optimizers count steps once for all; in a pack clients are at different 
 correction needs the count of each. Every tensor is [C, ...], client by client.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
@@ -14,6 +15,7 @@ from torch import Tensor
 from fedray.errors import ConfigError
 
 Optim = Literal["sgd", "adamw"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,23 @@ class LocalOptimizer:
             size = second.sqrt().div_(second_correction.view(per_client)).add_(self.adam_epsilon)
             move = (first / first_correction.view(per_client)).div_(size)
             param.add_(move, alpha=-self.learning_rate)
+
+
+def scheduled(learning_rate: float, schedule: Schedule, round_number: int, num_rounds: int) -> float:
+    """The learning rate of a round, from 1: all local steps of a round share it.
+
+    A schedule that restarted with every round, as a client's own would, never decays over a run.
+    """
+    done = (round_number - 1) / num_rounds
+    match schedule:
+        case "constant":
+            return learning_rate
+        case "linear":
+            return learning_rate * (1 - done)
+        case "cosine":
+            return learning_rate * (1 + math.cos(math.pi * done)) / 2
+        case _:
+            assert_never(schedule)
 
 
 def clip_per_client(grads: Sequence[Tensor], max_norm: float) -> None:

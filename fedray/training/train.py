@@ -7,7 +7,7 @@ the unit of placement and of retry, and the same pack gives the same bits wherev
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -95,7 +95,7 @@ def train_pack(
     assignment = jobs[0].assignment
     backbone = workshop.backbones[assignment.dtype]
     course = course_of(assignment, jobs[0].attention, recompute=recompute)
-    stack = stack_of([job.sent for job in jobs], workshop.optimizer, workshop.device)
+    stack = stack_of([job.sent for job in jobs], _optimizer(workshop, jobs[0]), workshop.device)
     if observer is not None:
         hold_stack(observer, stack, [job.sent for job in jobs])
     plans = [_batches(workshop, job, longest_first=observer is not None) for job in jobs]
@@ -123,6 +123,12 @@ def train_pack(
         _update(job, after, float(total) / rows_seen, seconds)
         for job, after, total, rows_seen in zip(jobs, trained, loss_sums.tolist(), seen, strict=True)
     ]
+
+
+def _optimizer(workshop: Workshop, job: Job) -> LocalOptimizer:
+    # All jobs of a pack are of one round, and so of one learning rate.
+    own = workshop.optimizer
+    return own if job.learning_rate is None else replace(own, learning_rate=job.learning_rate)
 
 
 def _update(job: Job, trained: Adapter, loss: float, seconds: float) -> Update:
