@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -44,7 +46,27 @@ _NAMES = _Names()
 
 
 def save(out: Path, progress: Progress) -> None:
-    """Records first, then the checkpoint; an older checkpoint goes once the new one stands."""
+    """Records first, then the checkpoint; an older checkpoint goes once the new one stands.
+
+    Raises:
+        ConfigError: the disk is full or refuses; what was written before stays whole.
+    """
+    try:
+        _save(out, progress)
+    except (OSError, pa.ArrowException, SafetensorError) as error:
+        kept = f", then go on with: fedray resume {out}" if exists(out) else "."
+        raise ConfigError(
+            f"Round {progress.finished_rounds} could not be written to {out} ({_one_line(error)}), and "
+            f"nothing half-written of it stays; free some space{kept}"
+        ) from error
+
+
+def exists(out: Path) -> bool:
+    """Whether a run left a whole checkpoint here."""
+    return bool(_complete(out / FOLDER))
+
+
+def _save(out: Path, progress: Progress) -> None:
     write_table(out / "rounds.parquet", table(progress.rounds, RoundRecord))
     write_table(out / "clients.parquet", table(progress.clients, ClientRecord))
     write_table(out / "evaluations.parquet", table(progress.evaluations, EvaluationRecord))
@@ -74,9 +96,10 @@ def load(out: Path) -> Progress | None:
         return None
     try:
         return _read(out, found[-1])
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException, SafetensorError, BadZipFile) as error:
         raise ConfigError(
-            f"The checkpoint {found[-1]} cannot be read ({error}); start the run again in a new folder."
+            f"The checkpoint {found[-1]} cannot be read ({_one_line(error)}); start the run again in a new "
+            "folder."
         ) from error
 
 
@@ -104,6 +127,10 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != _PART)
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def _write(part: Path, progress: Progress) -> None:
     state = progress.state
     save_file(_flat(state), part / _NAMES.state)
@@ -113,6 +140,8 @@ def _write(part: Path, progress: Progress) -> None:
     _save_arrays(part / _NAMES.policy, {str(i): array for i, array in enumerate(arrays.values())})
     facts = {
         "version": state.version,
+        # A file of tensors is sorted by name; sums over clients' tensors run in the state's own order.
+        "head": list(state.adapter.head),
         "scales": {
             "adapter": {site: f.scale for site, f in state.adapter.factors.items()},
             "base_delta": {site: f.scale for site, f in state.base_delta.items()},
@@ -136,7 +165,7 @@ def _read(out: Path, folder: Path) -> Progress:
         arrays = {name: kept[str(i)] for i, name in enumerate(facts["policy_arrays"])}
     with np.load(folder / _NAMES.holdings) as kept:
         holdings = Holdings.from_arrays(dict(kept))
-    head = {name.removeprefix("head/"): t for name, t in tensors.items() if name.startswith("head/")}
+    head = {name: tensors[f"head/{name}"] for name in facts["head"]}
     scales = facts["scales"]
     state = GlobalState(
         adapter=Adapter(factors=_factors(tensors, "adapter", scales["adapter"]), head=head),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -12,23 +13,23 @@ from accelerate import Accelerator
 
 from fedray import checkpoint, rounds
 from fedray.config import Config, load_config
-from fedray.environment import CACHE_DIR, begin_folder, open_runtime
+from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
 from fedray.holdings import Holdings
 from fedray.model.export import save_adapter
-from fedray.policy import View
-from fedray.progress import Progress
+from fedray.progress import Progress, history_of
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
 from fedray.report import write_report
 from fedray.rounds import Runtime
 from fedray.scene import Scene, furnish, set_scene
-from fedray.scheduler import ask_menu, ask_selection, decide, price_menu
-from fedray.seeds import derive_seed
-from fedray.tracking import Tracker
+from fedray.scheduler import ask_menu, ask_selection, decide, price_menu, refuse_if_nothing_fits
+from fedray.tracking import Tracker, refuse_absent_trackers
 from fedray.training.job import Adapter, GlobalState
 from fedray.training.shapes import initial_adapter
 
 Show = Callable[[RoundRecord], None]
+# Clients priced at once while one is sought that something fits; mostly the first ones are.
+_FEW = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class RunResult:
 
 def run(config: Config, out: Path, show: Show | None = None) -> RunResult:
     """Train from the first round. Raises FedrayError; nothing is written before the configuration holds."""
-    scene = set_scene(config, CACHE_DIR)
+    scene = _scene(config)
     adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, config.seed)
     holdings = Holdings(scene.partitions.num_clients, preinstalled=config.provision == "preinstalled")
     progress = Progress(state=GlobalState(adapter=adapter), holdings=holdings)
@@ -63,25 +64,29 @@ def resume(out: Path, show: Show | None = None) -> RunResult:
             f"{out} has {progress.finished_rounds} finished rounds and its config.yaml asks for "
             f"{config.rounds.num_rounds}; raise rounds.num_rounds."
         )
-    return _continued(set_scene(config, CACHE_DIR), progress, out, show)
+    return _continued(_scene(config), progress, out, show)
+
+
+def _scene(config: Config) -> Scene:
+    refuse_absent_trackers(config.report_to)
+    return set_scene(config, CACHE_DIR)
 
 
 def _continued(scene: Scene, progress: Progress, out: Path, show: Show | None) -> RunResult:
     config = scene.config
+    _refuse_a_fleet_that_nothing_fits(scene, progress)
     accelerator = Accelerator(log_with=list(config.report_to) or None, project_dir=str(out))
     threads = torch.get_num_threads()
     blueprint, stock, model = furnish(scene, accelerator.device.type)
     runtime = open_runtime(scene, blueprint, stock)
     try:
-        begin_folder(out, config, blueprint)
-        tracker = Tracker(accelerator, config)
-        for number in range(progress.finished_rounds + 1, config.rounds.num_rounds + 1):
-            record = play_round(scene, progress, runtime, number)
-            checkpoint.save(out, progress)
-            tracker.log(record)
-            if show is not None:
-                show(record)
-        tracker.close()
+        with run_folder(out, config, blueprint), closing(Tracker(accelerator, config)) as tracker:
+            for number in range(progress.finished_rounds + 1, config.rounds.num_rounds + 1):
+                record = play_round(scene, progress, runtime, number)
+                checkpoint.save(out, progress)
+                tracker.log(record)
+                if show is not None:
+                    show(record)
     finally:
         runtime.close()
         torch.set_num_threads(threads)
@@ -103,17 +108,10 @@ def _continued(scene: Scene, progress: Progress, out: Path, show: Show | None) -
 
 
 def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> RoundRecord:
-    """One round; the progress is what it was if anything raises before the updates are summed."""
+    """One round, from the selection to its records; what it came to is in ``progress``."""
     started = perf_counter()
     config = scene.config
-    view = View(
-        round=number,
-        seed=derive_seed(config.seed, "selection", number),
-        num_clients=scene.partitions.num_clients,
-        clients_per_round=config.rounds.clients_per_round,
-        menu=scene.menu,
-        history=progress.history(),
-    )
+    view = scene.view(number, progress.history())
     menu = ask_menu(scene.policy, view)
     cohort = scene.cohort(number, np.sort(ask_selection(scene.policy, view, progress.policy_state)))
     pricing = rounds.pricing_of(scene, progress)
@@ -130,11 +128,24 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.state = trained.state
     progress.clients += clients
     progress.evaluations += evaluations
-    rows = progress.history()[-len(clients) :]
-    progress.policy_state = scene.policy.observe(rows, schedule.state)
+    progress.policy_state = scene.policy.observe(history_of(clients), schedule.state)
     record = _summed(number, clients, evaluations, closed.virtual_seconds, drift, perf_counter() - started)
     progress.rounds.append(record)
     return record
+
+
+def _refuse_a_fleet_that_nothing_fits(scene: Scene, progress: Progress) -> None:
+    """Look for one client that something fits, those with most memory first. Raises NothingFits."""
+    number = progress.finished_rounds + 1
+    menu = ask_menu(scene.policy, scene.view(number, progress.history()))
+    pricing = rounds.pricing_of(scene, progress)
+    everybody = np.arange(scene.partitions.num_clients)
+    richest = everybody[np.argsort(-scene.fleet.device(everybody).memory_bytes, kind="stable")]
+    for start in range(0, len(richest), _FEW):
+        if price_menu(menu, scene.cohort(number, richest[start : start + _FEW]), pricing).fits.any():
+            return
+    cohort = scene.cohort(number, everybody)
+    refuse_if_nothing_fits(cohort, price_menu(menu, cohort, pricing))
 
 
 def _summed(

@@ -2,17 +2,22 @@
 
 import json
 import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import torch
 
+from fedray import checkpoint
 from fedray.checkpoint import replaced
 from fedray.config import Config
 from fedray.config.loading import config_to_yaml
 from fedray.rounds import Runtime
 from fedray.runtime.local import LocalRuntime
+from fedray.runtime.reservation import Reservation
 from fedray.scene import Scene
 from fedray.training.workshop import Blueprint, Stock
 
@@ -31,14 +36,37 @@ _LIBRARIES = (
 )
 
 
-def begin_folder(out: Path, config: Config, blueprint: Blueprint) -> None:
-    """The run's folder with its resolved configuration and environment; what is there stays."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "config.yaml").exists():
-        with replaced(out / "config.yaml") as part:
-            part.write_text(config_to_yaml(config))
-    with replaced(out / "environment.json") as part:
-        part.write_text(json.dumps(_environment(blueprint), indent=2) + "\n")
+@contextmanager
+def run_folder(out: Path, config: Config, blueprint: Blueprint) -> Iterator[None]:
+    """The run's folder, with its resolved configuration and environment; what is there stays.
+
+    A new run that fails before its first round is done takes the folder with it, so that nothing
+    half-written stays and the name is free again; one that is interrupted leaves it to be resumed.
+    """
+    existed, started = out.exists(), (out / "config.yaml").exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not started:
+            with replaced(out / "config.yaml") as part:
+                part.write_text(config_to_yaml(config))
+        with replaced(out / "environment.json") as part:
+            part.write_text(json.dumps(_environment(blueprint), indent=2) + "\n")
+        yield
+    except Exception:
+        if not started and not checkpoint.exists(out):
+            _clear(out, keep=existed)
+        raise
+
+
+def _clear(out: Path, *, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(out, ignore_errors=True)
+        return
+    for left in out.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink()
 
 
 def open_runtime(scene: Scene, blueprint: Blueprint, stock: Stock) -> Runtime:
@@ -49,14 +77,13 @@ def open_runtime(scene: Scene, blueprint: Blueprint, stock: Stock) -> Runtime:
             return LocalRuntime(blueprint, stock)
         case "on_ray":
             # Ray is imported where it is used: the local runtime runs without it installed.
-            from fedray.runtime.on_ray import Cluster, RayRuntime, Reservation
+            from fedray.runtime.on_ray import Cluster, RayRuntime
 
             section = config.ray
-            own = _own_actors(scene, blueprint) if section.clients_per_actor == 1 else {}
             cluster = Cluster(
                 address=section.address,
                 num_actors=section.num_actors,
-                own_actor={client: Reservation(**asked) for client, asked in own.items()},
+                own_actor=_own_actors(scene, blueprint) if section.clients_per_actor == 1 else {},
                 object_store_memory=section.object_store_memory,
             )
             return RayRuntime(blueprint, stock, cluster)
@@ -64,17 +91,20 @@ def open_runtime(scene: Scene, blueprint: Blueprint, stock: Stock) -> Runtime:
             assert_never(config.runtime)
 
 
-def _own_actors(scene: Scene, blueprint: Blueprint) -> dict[int, dict[str, Any]]:
-    """What each client's own actor reserves: its declared memory and custom resources."""
-    profiles = (scene.fleet.profile(client) for client in range(scene.partitions.num_clients))
-    return {
-        client: {
-            "num_cpus": blueprint.threads,
-            "memory_bytes": profile.memory_bytes,
-            "resources": profile.resources,
-        }
-        for client, profile in enumerate(profiles)
-    }
+def _own_actors(scene: Scene, blueprint: Blueprint) -> dict[int, Reservation]:
+    """What each client's own actor reserves: its declared memory and resources."""
+    gpus = 1.0 if blueprint.device.startswith("cuda") else 0.0
+    own = {}
+    for client in range(scene.partitions.num_clients):
+        profile = scene.fleet.profile(client)
+        amounts = dict(profile.resources)
+        own[client] = Reservation(
+            num_cpus=amounts.pop("num_cpus", blueprint.threads),
+            num_gpus=amounts.pop("num_gpus", gpus),
+            memory_bytes=profile.memory_bytes,
+            resources=amounts,
+        )
+    return own
 
 
 def _environment(blueprint: Blueprint) -> dict[str, object]:

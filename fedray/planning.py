@@ -13,7 +13,7 @@ from fedray.environment import CACHE_DIR
 from fedray.holdings import Holdings
 from fedray.policy import Offers
 from fedray.scene import Scene, set_scene
-from fedray.scheduler import Pricing, Schedule, decide, price_menu
+from fedray.scheduler import Pricing, Schedule, ask_menu, decide, price_menu, refuse_if_nothing_fits
 from fedray.units import show_bytes, show_seconds
 
 
@@ -78,10 +78,12 @@ def plan(config: Config) -> Plan:
     everybody = np.arange(scene.partitions.num_clients)
     holdings = Holdings(len(everybody), preinstalled=config.provision == "preinstalled")
     pricing = Pricing(footprint_of=scene.footprint, holdings=holdings)
+    menu = ask_menu(scene.policy, scene.view(1, ()))
     cohort = scene.cohort(1, everybody)
-    offers = price_menu(scene.menu, cohort, pricing)
+    offers = price_menu(menu, cohort, pricing)
+    refuse_if_nothing_fits(cohort, offers)
     schedule = decide(scene.policy, cohort, offers, {}, pricing)
-    return Plan(clients=tuple(_clients(scene, offers, schedule)), menu=scene.menu)
+    return Plan(clients=tuple(_clients(scene, offers, schedule)), menu=menu)
 
 
 def _clients(scene: Scene, offers: Offers, schedule: Schedule) -> list[PlannedClient]:

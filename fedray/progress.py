@@ -1,6 +1,6 @@
 """What a run has come to: all that the next round depends on, and so what a checkpoint holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedray.holdings import Holdings
@@ -32,4 +32,9 @@ class Progress:
 
     def history(self) -> list[Mapping[str, object]]:
         """Client records as a policy sees them: columns of ``clients.parquet``."""
-        return [{name: getattr(record, name) for name in ClientRecord.__slots__} for record in self.clients]
+        return history_of(self.clients)
+
+
+def history_of(records: Sequence[ClientRecord]) -> list[Mapping[str, object]]:
+    """These client records as a policy sees them."""
+    return [{name: getattr(record, name) for name in ClientRecord.__slots__} for record in records]

@@ -149,12 +149,17 @@ def decide(policy: Policy, cohort: Cohort, offers: Offers, state: State, pricing
         state: what the policy remembers.
         pricing: prices assignments that the policy answers with and that are not on the menu.
 
+    A cohort that nothing fits is left out as a whole, and the policy is not asked: another round's may
+    fit. For the whole fleet there is `refuse_if_nothing_fits`.
+
     Raises:
-        NothingFits: if no offer fits any client of the cohort; the policy is not asked.
         PolicyError: if the answer is not one known assignment, or none, for each client, or does not fit.
     """
-    refuse_if_nothing_fits(cohort, offers)
-    answer, new_state = policy.assign(cohort, offers, state)
+    answer, new_state = (
+        policy.assign(cohort, offers, state)
+        if offers.fits.any()
+        else (np.full(len(cohort), LEAVE_OUT), state)
+    )
     if _holds_assignments(answer):
         given, terms = _direct(answer, cohort, offers, pricing)
     else:

@@ -1,12 +1,32 @@
 """Trackers: whatever accelerate knows by name (tensorboard, wandb, mlflow, ...), fed once a round."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from fedray.config import Config
+from fedray.errors import ConfigError
 from fedray.record import RoundRecord
+
+
+def refuse_absent_trackers(names: Sequence[str]) -> None:
+    """Because accelerate itself passes over a tracker that is not installed. Raises ConfigError for one."""
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    installed = sorted(str(name) for name in get_available_trackers())
+    here = ", ".join(installed) or "none"
+    for name in names:
+        if name not in (*known, "all"):
+            raise ConfigError(
+                f"report_to knows no tracker {name!r}; accelerate has {', '.join(known)} (installed: {here})."
+            )
+        if name not in (*installed, "all"):
+            raise ConfigError(
+                f"report_to asks for {name}, which is not installed here (installed: {here}); run: pip "
+                f"install {name.replace('_', '-')}, or drop it."
+            )
 
 
 class Tracker:

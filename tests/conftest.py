@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 # Set before any library reads them: a test never reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+import tiny_run
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -17,6 +21,23 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 def repository() -> pathlib.Path:
     """The checkout's root."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """A home folder for runs in this process and, as HOME, in others: footprints are traced once for all."""
+    folder = tmp_path_factory.mktemp("home")
+    cache = folder / ".cache" / "fedray" / "footprints"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedray.engine.CACHE_DIR", cache)
+        patch.setattr("fedray.planning.CACHE_DIR", cache)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny(home: pathlib.Path) -> dict[str, Any]:
+    """A configuration of a run that takes seconds; see tests/tiny_run.py."""
+    return tiny_run.configuration(home)
 
 
 @pytest.fixture(scope="session")

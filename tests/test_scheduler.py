@@ -13,7 +13,7 @@ from fedray.errors import NothingFits, PolicyError
 from fedray.holdings import Holdings
 from fedray.menu import Grid, build_menu
 from fedray.policy import Cohort, View
-from fedray.scheduler import Pricing, ask_menu, ask_selection, decide, price_menu
+from fedray.scheduler import Pricing, ask_menu, ask_selection, decide, price_menu, refuse_if_nothing_fits
 
 MIB = 1024**2
 TARGETS = ("query",)
@@ -242,14 +242,27 @@ def test_storage_is_named_where_storage_is_what_lacks():
 
 
 def test_if_nothing_fits_anybody_the_sentence_has_the_numbers_and_the_way_out():
+    cohort = cohort_of([20, 45, 30], tokens=32)
     with pytest.raises(NothingFits) as refusal:
-        decided([-1, -1, -1], cohort_of([20, 45, 30], tokens=32))
+        refuse_if_nothing_fits(cohort, price_menu(MENU, cohort, pricing_of()))
     assert str(refusal.value) == (
         "None of 4 assignments fits any of 3 clients: client 11 (phone), which has the most memory, needs "
         "51.0 MiB at least (rank 2 on 1 of 6 blocks, batch 8), has 45.0 MiB. To fix: add a smaller depth, "
         "batch size (now at least 8) or recompute = true to the menu, shorten the rows (now 32 tokens), or "
         "raise the share of memory the job may use."
     )
+
+
+def test_a_cohort_that_nothing_fits_is_left_out_and_the_policy_is_not_asked():
+    cohort = cohort_of([20, 45, 30])
+    pricing = pricing_of()
+    state = {"kept": 3}
+    refusing = Answers("no choice at all")
+    schedule = decide(refusing, cohort, price_menu(MENU, cohort, pricing), state, pricing)
+    assert schedule.decision.assignments == (None, None, None)
+    assert schedule.state is state
+    assert schedule.terms.virtual_seconds.tolist() == [0, 0, 0]
+    assert all(reason.startswith("needs 51.0 MiB at least") for reason in schedule.left_out.values())
 
 
 @settings(max_examples=60, deadline=None)
@@ -259,10 +272,10 @@ def test_whatever_a_policy_answers_no_client_exceeds_its_memory(clients):
     cohort = cohort_of(list(memory_mib))
     try:
         schedule = decided(list(answer), cohort)
-    except (NothingFits, PolicyError):
+    except PolicyError:
         peaks = [0 if row < 0 else footprint_of(MENU[row], WORK).peak_bytes for row in answer]
         too_much = [peak * 1.02 > memory * MIB for peak, memory in zip(peaks, memory_mib, strict=True)]
-        assert any(too_much) or max(memory_mib) < 51
+        assert any(too_much)
     else:
         assert (schedule.terms.peak_bytes * 1.02 <= cohort.device.memory_bytes).all()
 

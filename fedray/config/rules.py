@@ -168,6 +168,16 @@ def _pace(config: Config) -> str | None:
     )
 
 
+def _actors(config: Config) -> str | None:
+    size = config.packs.clients_per_pack
+    if config.ray.clients_per_actor is None or size == 1:
+        return None
+    return (
+        f"ray.clients_per_actor: 1 lets every client train in its own actor, and packs.clients_per_pack "
+        f"trains {size} together; set packs.clients_per_pack to 1."
+    )
+
+
 _CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
@@ -175,6 +185,7 @@ _CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _menu,
     _recompute,
     _pace,
+    _actors,
 )
 
 

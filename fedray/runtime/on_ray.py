@@ -5,35 +5,29 @@ to whoever is free, answers come back as they finish and are handed on in the or
 dies is replaced and its order carried out again: an order holds everything its answer depends on.
 """
 
-import itertools
 import logging
+import os
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 from fedray.errors import FedrayError, RuntimeFailure
+from fedray.runtime.address import refuse_silence
 from fedray.runtime.carrier import Answer, AuditJob, Carrier, Done, EvaluateRows, Order, TrainPack
+from fedray.runtime.reservation import Reservation, amounts_in_words, lacking
 from fedray.training.workshop import Blueprint, Stock
 
 # An actor imports torch and transformers, about 5 s on a free core; a crowded node takes far longer.
 START_SECONDS = 300
+# After so long without an answer it is asked whether anybody is at work at all.
+PATIENCE_SECONDS = 20
 MAX_ATTEMPTS = 3
-_LOST = (ActorDiedError, ActorUnavailableError, WorkerCrashedError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
-    """What Ray sets aside for one actor: bookkeeping on Ray's side, not a limit."""
-
-    num_cpus: float = 1
-    num_gpus: float = 0
-    memory_bytes: int | None = None
-    resources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +36,7 @@ class Cluster:
 
     Attributes:
         address: of a running cluster; None starts Ray on this machine.
-        num_actors: None is one per CPU of the cluster.
+        num_actors: None is as many as the cluster's CPUs (GPUs on an accelerator) carry.
         own_actor: by client id, the reservation of clients that get an actor of their own.
         object_store_memory: bytes, for a Ray started here.
     """
@@ -51,6 +45,16 @@ class Cluster:
     num_actors: int | None = None
     own_actor: Mapping[int, Reservation] = field(default_factory=dict)
     object_store_memory: int | None = None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Seat:
+    """An actor with what it was opened with; ``ready`` refers to its word that its workshop is open."""
+
+    actor: Any
+    reservation: Reservation
+    client: int | None
+    ready: Any
 
 
 class CarrierActor:
@@ -76,25 +80,32 @@ class RayRuntime:
         """Join or start Ray and open the actors.
 
         Raises:
-            RuntimeFailure: there is no cluster at the address, or an actor cannot be placed.
+            RuntimeFailure: there is no cluster at the address, or an actor cannot be placed or opened.
         """
         self._cluster = cluster
-        self._started_here = _join(cluster)
-        _send_by_value(blueprint.task)
-        self._blueprint = ray.put(blueprint)
-        self._stock = ray.put(stock)
-        self._shared: list[Any] = []
-        self._own: dict[int, Any] = {}
-        num_actors = cluster.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        # With an actor for every client, one more still evaluates and audits.
-        self._shared = [self._open(self._plain()) for _ in range(1 if cluster.own_actor else num_actors)]
-        self._await_ready()
+        self._shared: list[_Seat] = []
+        self._own: dict[int, _Seat] = {}
+        self._plain = Reservation(
+            num_cpus=blueprint.threads, num_gpus=1 if blueprint.device.startswith("cuda") else 0
+        )
+        self._started_here = _join(cluster, blueprint.threads)
+        try:
+            _send_by_value(blueprint.task)
+            self._blueprint, self._stock = ray.put(blueprint), ray.put(stock)
+            self._shared = [self._open(self._plain) for _ in range(self._num_shared())]
+            self._await_ready()
+        except RayError as error:
+            self.close()
+            raise RuntimeFailure(f"The actors could not be opened: {_said(error)}.") from error
+        except BaseException:
+            self.close()
+            raise
 
     def carry_out(self, orders: Sequence[Order]) -> Iterator[Done]:
         """One answer per order, in the order given, whoever finishes first.
 
         Raises:
-            RuntimeFailure: an order outlived three actors.
+            RuntimeFailure: an order outlived three actors, or its actor cannot be placed.
         """
         flight = _Flight(orders)
         finished: dict[int, Done] = {}
@@ -108,42 +119,67 @@ class RayRuntime:
 
     def close(self) -> None:
         """End the actors, and Ray itself only if it was started here."""
-        for actor in [*self._shared, *self._own.values()]:
-            ray.kill(actor)
+        for seat in [*self._shared, *self._own.values()]:
+            ray.kill(seat.actor)
+        self._shared, self._own = [], {}
         if self._started_here:
             ray.shutdown()
 
+    def _num_shared(self) -> int:
+        if self._cluster.own_actor:
+            return 1  # evaluates what belongs to no client
+        if self._cluster.num_actors is not None:
+            return self._cluster.num_actors
+        scarce = "GPU" if self._plain.num_gpus else "CPU"
+        return max(1, int(ray.cluster_resources().get(scarce, 0) // self._plain.amounts()[scarce]))
+
     def _dispatch(self, flight: "_Flight") -> None:
-        busy = {id(actor) for _, actor in flight.running.values()}
         for position in list(flight.waiting):
-            actor = self._free_actor(flight.orders[position], busy)
-            if actor is not None:
-                busy.add(id(actor))
+            seat = self._free_seat(flight.orders[position], flight.busy)
+            if seat is not None:
                 flight.waiting.remove(position)
                 flight.attempts[position] += 1
-                reference = actor.carry_out.remote(flight.orders[position])
-                flight.running[reference] = (position, actor)
+                reference = seat.actor.carry_out.remote(flight.orders[position])
+                flight.running[reference] = (position, seat)
+            elif not self._cluster.own_actor:
+                return
 
     def _one_back(self, flight: "_Flight") -> tuple[int, Done | None]:
-        ready, _ = ray.wait(list(flight.running), num_returns=1)
-        position, actor = flight.running.pop(ready[0])
+        reference = self._first_back(flight)
+        position, seat = flight.running.pop(reference)
         try:
-            return position, Done(answer=ray.get(ready[0]), attempts=flight.attempts[position])
-        except _LOST as error:
-            self._replace(actor)
-            if flight.attempts[position] >= MAX_ATTEMPTS:
-                raise RuntimeFailure(
-                    f"A pack of clients was lost with {MAX_ATTEMPTS} actors one after the other, the last "
-                    f"one with: {_first_line(error)}. Look at Ray's logs; mostly a node is out of memory: "
-                    "lower packs.clients_per_pack or ray.num_actors."
-                ) from error
-            flight.waiting.appendleft(position)
-            return position, None
+            return position, Done(answer=ray.get(reference), attempts=flight.attempts[position])
         except RayTaskError as error:
             # The actor lives; its order was refused with a sentence of our own, or the code is wrong.
             raise error.cause if isinstance(error.cause, FedrayError) else error from None
+        except RayError as error:
+            if flight.attempts[position] >= MAX_ATTEMPTS:
+                raise RuntimeFailure(
+                    f"A pack of clients was lost with {MAX_ATTEMPTS} actors one after the other, the last "
+                    f"one with: {_said(error)}. Look at Ray's logs; mostly a node is out of memory: "
+                    "lower packs.clients_per_pack or ray.num_actors."
+                ) from error
+            self._replace(seat)
+            flight.waiting.appendleft(position)
+            return position, None
 
-    def _free_actor(self, order: Order, busy: set[int]) -> Any | None:
+    def _first_back(self, flight: "_Flight") -> Any:
+        """The reference that is answered first; if nobody is placed at all, idle actors make room."""
+        started = time.monotonic()
+        while True:
+            back, _ = ray.wait(list(flight.running), num_returns=1, timeout=PATIENCE_SECONDS)
+            if back:
+                return back[0]
+            seats = [seat for _, seat in flight.running.values()]
+            unplaced = [seat for seat in seats if not ray.wait([seat.ready], timeout=0)[0]]
+            if len(unplaced) < len(seats):
+                continue  # somebody is at work, and room comes of itself
+            for idle in [seat for seat in self._own.values() if seat not in seats]:
+                self._end(idle)
+            if time.monotonic() - started > START_SECONDS:
+                raise RuntimeFailure(_not_placed([seat.reservation for seat in unplaced]))
+
+    def _free_seat(self, order: Order, busy: Sequence[_Seat]) -> _Seat | None:
         match order:
             case TrainPack(jobs=jobs):
                 client = jobs[0].client_id
@@ -151,21 +187,35 @@ class RayRuntime:
                 client = job.client_id
             case EvaluateRows():
                 client = -1
-        if client in self._cluster.own_actor:
-            if client not in self._own:
-                self._own[client] = self._open(self._cluster.own_actor[client])
-                self._await_ready([self._own[client]])
-            actor = self._own[client]
-            return None if id(actor) in busy else actor
-        return next((actor for actor in self._shared if id(actor) not in busy), None)
+        if client not in self._cluster.own_actor:
+            return next((seat for seat in self._shared if seat not in busy), None)
+        if client in self._own:
+            return None if self._own[client] in busy else self._own[client]
+        if not self._made_room(self._cluster.own_actor[client], busy):
+            return None
+        self._own[client] = self._open(self._cluster.own_actor[client], client)
+        return self._own[client]
 
-    def _plain(self) -> Reservation:
-        blueprint: Blueprint = ray.get(self._blueprint)
-        return Reservation(
-            num_cpus=blueprint.threads, num_gpus=1 if blueprint.device.startswith("cuda") else 0
-        )
+    def _made_room(self, wanted: Reservation, busy: Sequence[_Seat]) -> bool:
+        """Whether an actor may be opened, after ending as many idle ones as it takes.
 
-    def _open(self, reservation: Reservation) -> Any:
+        Raises:
+            RuntimeFailure: this machine is too small for it even alone.
+        """
+        totals = ray.cluster_resources()
+        while lacking(totals, [wanted, *(s.reservation for s in [*self._shared, *self._own.values()])]):
+            idle = next((seat for seat in self._own.values() if seat not in busy), None)
+            if idle is not None:
+                self._end(idle)
+            elif busy:
+                return False
+            elif self._started_here:
+                raise RuntimeFailure(_not_placed([wanted]))
+            else:
+                return True  # a cluster may yet grow
+        return True
+
+    def _open(self, reservation: Reservation, client: int | None = None) -> _Seat:
         remote = ray.remote(CarrierActor).options(
             num_cpus=reservation.num_cpus,
             num_gpus=reservation.num_gpus,
@@ -173,24 +223,31 @@ class RayRuntime:
             resources=dict(reservation.resources),
             max_restarts=0,
         )
-        return remote.remote(self._blueprint, self._stock)
+        actor: Any = remote.remote(self._blueprint, self._stock)
+        return _Seat(actor=actor, reservation=reservation, client=client, ready=actor.ready.remote())
 
-    def _replace(self, actor: Any) -> None:
-        if actor in self._shared:
-            self._shared[self._shared.index(actor)] = self._open(self._plain())
-            return
-        client = next(client for client, own in self._own.items() if own is actor)
-        self._own[client] = self._open(self._cluster.own_actor[client])
+    def _end(self, seat: _Seat) -> None:
+        assert seat.client is not None
+        ray.kill(seat.actor)
+        del self._own[seat.client]
 
-    def _await_ready(self, actors: Sequence[Any] | None = None) -> None:
-        waiting = [actor.ready.remote() for actor in (self._shared if actors is None else actors)]
+    def _replace(self, seat: _Seat) -> None:
+        # One that is only out of reach still holds its reservation; what is dead already stays so.
+        ray.kill(seat.actor)
+        new = self._open(seat.reservation, seat.client)
+        if seat.client is None:
+            self._shared[self._shared.index(seat)] = new
+        else:
+            self._own[seat.client] = new
+
+    def _await_ready(self) -> None:
+        waiting = [seat.ready for seat in self._shared]
+        if self._started_here and lacking(ray.cluster_resources(), [s.reservation for s in self._shared]):
+            raise RuntimeFailure(_not_placed([seat.reservation for seat in self._shared]))
         ready, late = ray.wait(waiting, num_returns=len(waiting), timeout=START_SECONDS)
         if late:
             raise RuntimeFailure(
-                f"{len(late)} of {len(waiting)} actors were not placed within {START_SECONDS} s. The cluster "
-                f"has {_resources(ray.cluster_resources())}, free are "
-                f"{_resources(ray.available_resources())}. Ask for fewer actors (ray.num_actors), or "
-                "declare less memory and fewer resources per client."
+                _not_placed([seat.reservation for seat in self._shared if seat.ready in late])
             )
         ray.get(ready)
 
@@ -201,13 +258,20 @@ class _Flight:
     def __init__(self, orders: Sequence[Order]) -> None:
         self.orders = orders
         self.waiting = deque(range(len(orders)))
-        self.running: dict[Any, tuple[int, Any]] = {}
+        self.running: dict[Any, tuple[int, _Seat]] = {}
         self.attempts = dict.fromkeys(range(len(orders)), 0)
 
+    @property
+    def busy(self) -> list[_Seat]:
+        """Seats with an order."""
+        return [seat for _, seat in self.running.values()]
 
-def _join(cluster: Cluster) -> bool:
+
+def _join(cluster: Cluster, threads: int) -> bool:
     """Whether Ray was started here, and so must be ended here."""
+    address = None if cluster.address == "local" else cluster.address
     if ray.is_initialized():
+        _refuse_another(address)
         return False
     quiet: dict[str, Any] = {
         "log_to_driver": False,
@@ -215,18 +279,37 @@ def _join(cluster: Cluster) -> bool:
         "configure_logging": True,
     }
     try:
-        if cluster.address is None:
-            ray.init(include_dashboard=False, object_store_memory=cluster.object_store_memory, **quiet)
+        if address is None:
+            # Ray's CPUs are bookkeeping: whoever asks for more actors than cores gets them.
+            asked = (cluster.num_actors or 1) * threads
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=max(os.cpu_count() or 1, asked),
+                object_store_memory=cluster.object_store_memory,
+                **quiet,
+            )
         else:
-            ray.init(address=cluster.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = "on this machine" if cluster.address is None else f"at {cluster.address!r}"
+            refuse_silence(address)
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError, SystemExit) as error:
+        where = "on this machine" if address is None else f"at {address!r}"
         raise RuntimeFailure(
-            f"No Ray cluster could be reached {where}: {_first_line(error)}. Start one with 'ray start "
+            f"No Ray cluster could be reached {where}: {_said(error)}. Start one with 'ray start "
             "--head', give its address as HOST:6379, or leave the address out to start Ray here."
         ) from error
     # A cluster that others started is left running.
-    return cluster.address is None
+    return address is None
+
+
+def _refuse_another(address: str | None) -> None:
+    """A process is in one cluster at a time. Raises RuntimeFailure if that is not the one asked for."""
+    here = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", here):
+        raise RuntimeFailure(
+            f"ray.address is {address!r}, and this process is in the cluster at {here!r} already; call "
+            "ray.shutdown() first, or leave the address out."
+        )
 
 
 def _send_by_value(task: object) -> None:
@@ -236,10 +319,19 @@ def _send_by_value(task: object) -> None:
         ray.cloudpickle.register_pickle_by_value(module)
 
 
-def _resources(resources: Mapping[str, float]) -> str:
-    known = {"CPU": "CPUs", "GPU": "GPUs", "memory": "bytes of memory"}
-    return ", ".join(f"{resources[name]:g} {words}" for name, words in known.items() if name in resources)
+def _not_placed(reservations: Sequence[Reservation]) -> str:
+    several = f"{len(reservations)} actors, the first with " if len(reservations) > 1 else "an actor with "
+    return (
+        f"Ray has no room for {several}{amounts_in_words(reservations[0].amounts())}: the cluster has "
+        f"{amounts_in_words(ray.cluster_resources())}, free are "
+        f"{amounts_in_words(ray.available_resources())}. Ask for fewer actors (ray.num_actors), declare "
+        "less memory and fewer resources per client, or add nodes."
+    )
 
 
-def _first_line(error: BaseException) -> str:
-    return next(itertools.chain(filter(None, str(error).strip().splitlines()), [type(error).__name__]))
+def _said(error: BaseException) -> str:
+    """The line that tells: the last of a traceback from an actor's start, otherwise the first."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return (lines[-1] if "creation task" in lines[0] else lines[0]).rstrip(".")

@@ -7,15 +7,20 @@ step is the packed one with a pack of one; two passes, one for bytes and one for
 import hashlib
 import inspect
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from fedray import model, training
 from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
 from fedray.cost import Footprint, PeakTerms, Roofline, WorkShape
 from fedray.model.anatomy import Anatomy
@@ -29,8 +34,8 @@ from fedray.training.shapes import empty_adapter
 from fedray.training.task import Batch, Task
 from fedray.training.train import hold_stack, stack_of
 
-# Part of the cache's key: raise it when a trace would come out otherwise.
-TRACE_VERSION = 1
+# What a trace runs through: a change in any of these files makes a footprint another one.
+_TRACED = (Path(model.__file__).parent, Path(training.__file__).parent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +98,7 @@ class FootprintTracer:
         if path.exists():
             return _counts_from_json(path.read_text())
         counts = self._traced(assignment, shape)
-        self._cache_dir.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed, so that a reader never sees half a file.
-        partial = path.with_suffix(f".{id(counts)}.part")
-        partial.write_text(_counts_to_json(counts))
-        partial.replace(path)
+        _keep(path, _counts_to_json(counts))
         return counts
 
     def _traced(self, assignment: Assignment, shape: WorkShape) -> StepCounts:
@@ -204,9 +205,31 @@ def _shape_key(assignment: Assignment) -> Assignment:
 
 def _content_of(subject: TraceSubject) -> str:
     configs = {dtype: a.model.config.to_json_string() for dtype, a in subject.anatomies.items()}
-    source = inspect.getsource(type(subject.task))
+    task = inspect.getsource(sys.modules[type(subject.task).__module__])
+    batch = {name: str(tensor.dtype) for name, tensor in subject.meta_batch(1, 1).items()}
     kept = asdict(replace(subject.optimizer, learning_rate=1.0))
-    return json.dumps([TRACE_VERSION, torch.__version__, configs, source, kept, subject.num_labels])
+    libraries = torch.__version__, transformers.__version__
+    return json.dumps([_sources(), libraries, configs, task, batch, kept, subject.num_labels])
+
+
+@cache
+def _sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in _TRACED for path in folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _keep(path: Path, text: str) -> None:
+    """Written beside and renamed, so that a reader never sees half a file; a full disk keeps nothing."""
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _counts_to_json(counts: StepCounts) -> str:
