@@ -103,7 +103,7 @@ def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule) ->
                 num_rows=int(cohort.num_rows[i]),
                 num_steps=assignment.num_steps(int(cohort.num_rows[i])),
                 tokens=int(cohort.tokens[i]),
-                learning_rate=scene.learning_rate(cohort.round),
+                learning_rate_scale=scene.learning_rate_scale(cohort.round),
             )
         )
     return Asked(cohort=cohort.take(positions), schedule=schedule, jobs=tuple(jobs), positions=positions)

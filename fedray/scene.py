@@ -29,7 +29,7 @@ from fedray.seeds import derive_seed
 from fedray.training.data import FILLER, Encoded, bucket, encode
 from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
 from fedray.training.footprint import FootprintTracer, TraceSubject
-from fedray.training.optimizer import LocalOptimizer, scheduled
+from fedray.training.optimizer import LocalOptimizer, schedule_scale
 from fedray.training.partitions import HoldOut, Partitions, partition
 from fedray.training.sources import Source, load_rows
 from fedray.training.task import Batch, Task, load_task
@@ -87,10 +87,10 @@ class Scene:
             history=history,
         )
 
-    def learning_rate(self, round_number: int) -> float:
-        """Of a round's local steps."""
-        training, rounds = self.config.training, self.config.rounds
-        return scheduled(training.learning_rate, training.lr_scheduler_type, round_number, rounds.num_rounds)
+    def learning_rate_scale(self, round_number: int) -> float:
+        """What the schedule makes of the learning rates in a round."""
+        kind = self.config.training.lr_scheduler_type
+        return schedule_scale(kind, round_number, self.config.rounds.num_rounds)
 
     def cohort(self, round_number: int, client_ids: Ints) -> Cohort:
         """These clients as a policy sees them."""

@@ -66,9 +66,7 @@ class Pathological(Section):
     label_column: str = Field("label", description="Column that holds the label.")
 
 
-Partitioner = Annotated[
-    Iid | Dirichlet | NaturalId | Pathological, Field(discriminator="name"), NameAlone
-]
+Partitioner = Annotated[Iid | Dirichlet | NaturalId | Pathological, Field(discriminator="name"), NameAlone]
 
 
 class DataSection(Section):
@@ -137,6 +135,9 @@ class TrainingSection(Section):
 
     optim: Literal["adamw", "sgd"] = Field("adamw", description="The local optimizer.")
     learning_rate: NotNegative = Field(1e-3, description="Step size of the first round.")
+    head_learning_rate: NotNegative | None = Field(
+        None, description="Step size of a classifier's head, which starts from nothing; the same if absent."
+    )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How it falls from round to round; within a round it stays."
     )

@@ -207,7 +207,7 @@ def _content_of(subject: TraceSubject) -> str:
     configs = {dtype: a.model.config.to_json_string() for dtype, a in subject.anatomies.items()}
     task = inspect.getsource(sys.modules[type(subject.task).__module__])
     batch = {name: str(tensor.dtype) for name, tensor in subject.meta_batch(1, 1).items()}
-    kept = asdict(replace(subject.optimizer, learning_rate=1.0))
+    kept = asdict(replace(subject.optimizer, learning_rate=1.0, head_learning_rate=None))
     libraries = torch.__version__, transformers.__version__
     return json.dumps([_sources(), libraries, configs, task, batch, kept, subject.num_labels])
 

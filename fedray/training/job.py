@@ -67,7 +67,7 @@ class Job:
         tokens: what its rows are padded to at most.
         attention: the kernel it declares.
         client_state: tensors a policy's local rule keeps with the client between rounds.
-        learning_rate: of this round, where a schedule has one; None is the optimizer's own.
+        learning_rate_scale: what the schedule makes of the optimizer's rates in this round.
     """
 
     round: int
@@ -82,7 +82,7 @@ class Job:
     num_steps: int
     tokens: int
     client_state: Mapping[str, Tensor] = field(default_factory=dict)
-    learning_rate: float | None = None
+    learning_rate_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ correction needs the count of each. Every tensor is [C, ...], client by client.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 import torch
@@ -24,11 +24,13 @@ class LocalOptimizer:
 
     Attributes:
         max_grad_norm: each client's own gradient is scaled down to this norm; None leaves it.
+        head_learning_rate: of a classifier's head, which starts from nothing; None is the same.
         momentum: of SGD.
     """
 
     optim: Optim = "adamw"
     learning_rate: float = 1e-3
+    head_learning_rate: float | None = None
     weight_decay: float = 0.0
     momentum: float = 0.0
     adam_beta1: float = 0.9
@@ -42,8 +44,26 @@ class LocalOptimizer:
             raise ConfigError(
                 f"momentum = {self.momentum} has no effect with optim = adamw; drop it or choose sgd."
             )
-        if self.learning_rate < 0:
-            raise ConfigError(f"learning_rate must not be negative, found {self.learning_rate}.")
+        for name, rate in (
+            ("learning_rate", self.learning_rate),
+            ("head_learning_rate", self.head_learning_rate),
+        ):
+            if rate is not None and rate < 0:
+                raise ConfigError(f"{name} must not be negative, found {rate}.")
+
+    def scaled(self, scale: float) -> "LocalOptimizer":
+        """The same with every learning rate times ``scale``."""
+        head = self.head_learning_rate
+        return replace(
+            self,
+            learning_rate=self.learning_rate * scale,
+            head_learning_rate=None if head is None else head * scale,
+        )
+
+    def rate(self, name: str) -> float:
+        """The learning rate of a trained tensor, by its flat name (``head.weight``, ``SITE.lora_A``)."""
+        own = self.head_learning_rate
+        return self.learning_rate if own is None or not name.startswith("head.") else own
 
     def moments(self, params: Sequence[Tensor]) -> list[list[Tensor]]:
         """Zero state for these parameters: none, momentum, or the two moments of Adam."""
@@ -58,7 +78,7 @@ class LocalOptimizer:
 
     def step(
         self,
-        params: Sequence[Tensor],
+        params: Mapping[str, Tensor],
         grads: Sequence[Tensor],
         moments: Sequence[Sequence[Tensor]],
         steps: Tensor,
@@ -66,7 +86,7 @@ class LocalOptimizer:
         """One step in place.
 
         Args:
-            params: [C, ...] each.
+            params: [C, ...] each, by flat name.
             grads: [C, ...] each, already clipped.
             moments: as `LocalOptimizer.moments` made them.
             steps: of each client, this one counted, [C]; float.
@@ -80,46 +100,46 @@ class LocalOptimizer:
                 assert_never(self.optim)
 
     def _sgd(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]]
+        self, params: Mapping[str, Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]]
     ) -> None:
-        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        for index, ((name, param), grad) in enumerate(zip(params.items(), grads, strict=True)):
             decayed = grad.add(param, alpha=self.weight_decay) if self.weight_decay else grad
             if self.momentum:
                 decayed = moments[0][index].mul_(self.momentum).add_(decayed)
-            param.add_(decayed, alpha=-self.learning_rate)
+            param.add_(decayed, alpha=-self.rate(name))
 
     def _adamw(
         self,
-        params: Sequence[Tensor],
+        params: Mapping[str, Tensor],
         grads: Sequence[Tensor],
         moments: Sequence[Sequence[Tensor]],
         steps: Tensor,
     ) -> None:
         first_correction = 1 - self.adam_beta1**steps
         second_correction = (1 - self.adam_beta2**steps).sqrt()
-        for param, grad, first, second in zip(params, grads, *moments, strict=True):
-            per_client = (-1,) + (1,) * (param.dim() - 1)
-            param.mul_(1 - self.learning_rate * self.weight_decay)
+        for (name, param), grad, first, second in zip(params.items(), grads, *moments, strict=True):
+            rate, per_client = self.rate(name), (-1,) + (1,) * (param.dim() - 1)
+            param.mul_(1 - rate * self.weight_decay)
             first.lerp_(grad, 1 - self.adam_beta1)
             second.mul_(self.adam_beta2).addcmul_(grad, grad, value=1 - self.adam_beta2)
             size = second.sqrt().div_(second_correction.view(per_client)).add_(self.adam_epsilon)
             move = (first / first_correction.view(per_client)).div_(size)
-            param.add_(move, alpha=-self.learning_rate)
+            param.add_(move, alpha=-rate)
 
 
-def scheduled(learning_rate: float, schedule: Schedule, round_number: int, num_rounds: int) -> float:
-    """The learning rate of a round, from 1: all local steps of a round share it.
+def schedule_scale(schedule: Schedule, round_number: int, num_rounds: int) -> float:
+    """The part of the first round's learning rate that a round has; all its local steps share it.
 
     A schedule that restarted with every round, as a client's own would, never decays over a run.
     """
     done = (round_number - 1) / num_rounds
     match schedule:
         case "constant":
-            return learning_rate
+            return 1.0
         case "linear":
-            return learning_rate * (1 - done)
+            return 1 - done
         case "cosine":
-            return learning_rate * (1 + math.cos(math.pi * done)) / 2
+            return (1 + math.cos(math.pi * done)) / 2
         case _:
             assert_never(schedule)
 

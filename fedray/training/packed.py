@@ -203,7 +203,7 @@ class Stack:
             clip_per_client(grads, optimizer.max_grad_norm)
         steps = self._take(self.steps, members).add_(1)
         moments = [[self._take(m, members) for m in kind] for kind in self.moments]
-        optimizer.step(leaves, grads, moments, steps)
+        optimizer.step(dict(zip(self.params, leaves, strict=True)), grads, moments, steps)
         if members is not None:
             self.steps.index_copy_(0, members, steps)
             for kept, moved in zip(self.params.values(), leaves, strict=True):

@@ -7,7 +7,7 @@ the unit of placement and of retry, and the same pack gives the same bits wherev
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -127,8 +127,7 @@ def train_pack(
 
 def _optimizer(workshop: Workshop, job: Job) -> LocalOptimizer:
     # All jobs of a pack are of one round, and so of one learning rate.
-    own = workshop.optimizer
-    return own if job.learning_rate is None else replace(own, learning_rate=job.learning_rate)
+    return workshop.optimizer.scaled(job.learning_rate_scale)
 
 
 def _update(job: Job, trained: Adapter, loss: float, seconds: float) -> Update:
