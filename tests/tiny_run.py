@@ -127,14 +127,18 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return tree
 
 
-def opened(config: Mapping[str, Any]) -> tuple[Scene, Progress, Runtime]:
+def begun(config: Mapping[str, Any]) -> tuple[Scene, Progress]:
     """A run before its first round, without a folder."""
     scene = set_scene(load_config(config), engine.CACHE_DIR)
+    adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, scene.config.seed)
+    holdings = Holdings(scene.partitions.num_clients)
+    return scene, Progress(state=GlobalState(adapter=adapter), holdings=holdings)
+
+
+def opened(config: Mapping[str, Any]) -> tuple[Scene, Progress, Runtime]:
+    """The same with its runtime, to be closed."""
+    scene, progress = begun(config)
     blueprint, stock, _ = furnish(scene, "cpu")
-    state = GlobalState(
-        adapter=initial_adapter(scene.anatomy, scene.menu, scene.num_labels, scene.config.seed)
-    )
-    progress = Progress(state=state, holdings=Holdings(scene.partitions.num_clients))
     return scene, progress, open_runtime(scene, blueprint, stock)
 
 

@@ -174,10 +174,18 @@ class RayRuntime:
             unplaced = [seat for seat in seats if not ray.wait([seat.ready], timeout=0)[0]]
             if len(unplaced) < len(seats):
                 continue  # somebody is at work, and room comes of itself
-            for idle in [seat for seat in self._own.values() if seat not in seats]:
-                self._end(idle)
-            if time.monotonic() - started > START_SECONDS:
+            waited = time.monotonic() - started
+            if waited > START_SECONDS / 2 or not self._all_have_room():
+                for idle in [seat for seat in self._own.values() if seat not in seats]:
+                    self._end(idle)
+            if waited > START_SECONDS:
                 raise RuntimeFailure(_not_placed([seat.reservation for seat in unplaced]))
+
+    def _all_have_room(self) -> bool:
+        """Whether as much is in use as our actors reserve: then those without a word are starting."""
+        free = ray.available_resources()
+        used = {name: total - free.get(name, 0) for name, total in ray.cluster_resources().items()}
+        return not lacking(used, [seat.reservation for seat in [*self._shared, *self._own.values()]])
 
     def _free_seat(self, order: Order, busy: Sequence[_Seat]) -> _Seat | None:
         match order:
