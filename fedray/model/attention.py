@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from fedray.assignment import Attention
+from fedray.model.layout import current_layout
 
 MEMORY_EFFICIENT = "fedray_memory_efficient"
 
@@ -29,8 +30,12 @@ def fedray_memory_efficient(
     """Attention without a stored score matrix (FlashAttention, 2205.14135).
 
     Query [N, heads, T, H], key and value [N, heads or fewer, T, H], additive mask broadcast to
-    [N, heads, T, T]; gives [N, T, heads, H] and no scores.
+    [N, heads, T, T]; gives [N, T, heads, H] and no scores. Under a `Layout` the three come and the
+    answer goes as tokens end to end, [C, heads, X, H] and [C, X, heads, H]; the mask is of the rows.
     """
+    layout = current_layout()
+    if layout is not None:
+        query, key, value = (layout.spread(x.transpose(1, 2)).transpose(1, 2) for x in (query, key, value))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -41,7 +46,8 @@ def fedray_memory_efficient(
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling
         )
-    return out.transpose(1, 2).contiguous(), None
+    out = out.transpose(1, 2)
+    return (out.contiguous() if layout is None else layout.tighten(out)), None
 
 
 AttentionInterface.register(MEMORY_EFFICIENT, fedray_memory_efficient)

@@ -11,7 +11,7 @@ K labels, V vocabulary, R largest rank, I and O a linear's widths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,8 @@ from fedray.assignment import Assignment, Attention
 from fedray.model.anatomy import Anatomy
 from fedray.model.attention import use_attention
 from fedray.model.counter import Phase, Term
+from fedray.model.families import Context
+from fedray.model.layout import Layout, laid_out
 from fedray.model.sites import LoraSite, StackedFactors, attach_sites, installed
 from fedray.training.optimizer import LocalOptimizer, clip_per_client
 from fedray.training.task import Batch, Task
@@ -58,6 +60,7 @@ class Course:
     blocks: tuple[int, ...]
     recompute_from: int | None = None  # position in ``blocks`` of the first recomputed one
     attention: Attention = "memory_efficient"
+    tight: bool = False  # skip padding where attention is memory-efficient; a device does not
 
 
 def course_of(assignment: Assignment, attention: Attention, *, recompute: bool) -> Course:
@@ -88,38 +91,61 @@ class PackedForward:
     def __call__(self, batch: Batch) -> Tensor:
         """Logits, [N, K] or [N, T, V]."""
         with installed(self._backbone.sites, self._factors):
-            hidden, context = self._through_blocks(batch)
+            layout = self._layout(batch)
+            hidden, context = self._through_blocks(batch, layout)
             self._enter(("head", 0), "logits")
-            return self._logits(hidden, context, batch["attention_mask"])
+            if layout is None:
+                return self._logits(self._backbone.anatomy.head(hidden, context), batch["attention_mask"])
+            if self._backbone.anatomy.head_kind == "classification":
+                # It picks a token of each row.
+                answer = self._backbone.anatomy.head(layout.spread(hidden), context)
+            else:
+                answer = layout.spread(self._backbone.anatomy.head(hidden, context))
+            return self._logits(answer, batch["attention_mask"])
 
     def without_adapter(self, batch: Batch) -> Tensor:
         """The same rows through the frozen model; a classifier's head stays the clients' own."""
         with torch.no_grad():
             return PackedForward(self._backbone, self._course, {}, self._head)(batch)
 
-    def _through_blocks(self, batch: Batch) -> tuple[Tensor, Any]:
+    def _through_blocks(self, batch: Batch, layout: Layout | None) -> tuple[Tensor, Context]:
         anatomy, course = self._backbone.anatomy, self._course
         use_attention(anatomy.model, course.attention)
         self._enter(("stem", 0), "activations")
         flow = anatomy.stem(batch["input_ids"], batch["attention_mask"])
         hidden, context = flow.hidden, flow.context
-        for position, block in enumerate(course.blocks):
-            self._enter(("forward", position), "activations")
-            if course.recompute_from is not None and position >= course.recompute_from:
-                hidden = checkpoint(
-                    _installed_block(self._backbone, self._factors, block),
-                    hidden,
-                    context,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            else:
-                hidden = anatomy.block(block, hidden, context)
-            self._announce_backward(hidden, position)
-        return hidden, context
+        if layout is not None:
+            hidden = layout.tighten(hidden)
+            if context.rotary is not None:
+                cosine, sine = context.rotary
+                context = replace(context, rotary=(layout.at_positions(cosine), layout.at_positions(sine)))
+        with laid_out(layout):
+            for position, block in enumerate(course.blocks):
+                self._enter(("forward", position), "activations")
+                hidden = self._block(position, block, hidden, context)
+                self._announce_backward(hidden, position)
+        return hidden, flow.context
 
-    def _logits(self, hidden: Tensor, context: Any, mask: Tensor) -> Tensor:
-        hidden = self._backbone.anatomy.head(hidden, context)
+    def _block(self, position: int, block: int, hidden: Tensor, context: Context) -> Tensor:
+        first = self._course.recompute_from
+        if first is None or position < first:
+            return self._backbone.anatomy.block(block, hidden, context)
+        recomputed: Tensor = checkpoint(
+            _installed_block(self._backbone, self._factors, block),
+            hidden,
+            context,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        return recomputed
+
+    def _layout(self, batch: Batch) -> Layout | None:
+        course, stacked = self._course, [f.a for f in self._factors.values()] or list(self._head.values())
+        if not course.tight or course.attention != "memory_efficient" or not stacked:
+            return None
+        return Layout.of(batch["attention_mask"], len(stacked[0]))
+
+    def _logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
         if not self._head:
             return hidden
         real = mask.unsqueeze(-1).to(hidden.dtype)  # [N, T, 1]

@@ -7,7 +7,7 @@ the unit of placement and of retry, and the same pack gives the same bits wherev
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -94,17 +94,22 @@ def train_pack(
     start = time.perf_counter()
     assignment = jobs[0].assignment
     backbone = workshop.backbones[assignment.dtype]
-    course = course_of(assignment, jobs[0].attention, recompute=recompute)
+    # A device computes its padding and an audit shows that; here only the result is the device's.
+    tight = observer is None and not recompute and jobs[0].attention == "memory_efficient"
+    course = replace(course_of(assignment, jobs[0].attention, recompute=recompute), tight=tight)
     stack = stack_of([job.sent for job in jobs], _optimizer(workshop, jobs[0]), workshop.device)
     if observer is not None:
         hold_stack(observer, stack, [job.sent for job in jobs])
     plans = [_batches(workshop, job, longest_first=observer is not None) for job in jobs]
-    lengths = [[_padded(workshop, batch) for batch in plan] for plan in plans]
+    rows_each = assignment.batch_size
+    lengths = [[_tokens(workshop, batch, rows_each, tight=tight) for batch in plan] for plan in plans]
     loss_sums = torch.zeros(len(jobs), device=workshop.device)
     done = [0] * len(jobs)
-    for wave in plan_waves(lengths, assignment.batch_size, workshop.tokens_per_wave):
-        rows = np.concatenate([_filled(plans[c][done[c]], assignment.batch_size) for c in wave.clients])
-        batch = _on(workshop.pool.batch(rows, wave.tokens), workshop.device)
+    for wave in plan_waves(lengths, 1, workshop.tokens_per_wave):
+        own = [plans[c][done[c]] for c in wave.clients]
+        rows = np.concatenate([_filled(batch, rows_each) for batch in own])
+        longest = max(_padded(workshop, batch) for batch in own)
+        batch = _on(workshop.pool.batch(rows, longest), workshop.device)
         if observer is not None:
             observer.hold(list(batch.values()), "activations")
         members = (
@@ -156,6 +161,12 @@ def _batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[Rows]
             : job.assignment.num_steps(len(own))
         ]
     return [own[index] for index in batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)]
+
+
+def _tokens(workshop: Workshop, batch: Rows, size: int, *, tight: bool) -> int:
+    if not tight:
+        return size * _padded(workshop, batch)
+    return int(workshop.pool.lengths[batch].sum()) + size - len(batch)  # a filler has one token
 
 
 def _padded(workshop: Workshop, batch: Rows) -> int:
