@@ -91,12 +91,13 @@ class _PaddedSum:
         self._weight = 0.0
 
     def add(self, sent: Factors, delta: Factors, weight: float) -> None:
-        a, b, rank = delta.a.double(), delta.b.double(), delta.rank
-        trained = Factors(a=sent.a.double() + a, b=sent.b.double() + b, scale=sent.scale)
-        if self._mode == "hetlora":
-            weight *= frobenius(product(trained))
-        if self._form == "state":
-            a, b = trained.a, trained.b
+        a, b, rank = delta.a, delta.b, delta.rank
+        if self._mode == "hetlora" or self._form == "state":
+            trained = Factors(a=sent.a.double() + a, b=sent.b.double() + b, scale=sent.scale)
+            if self._mode == "hetlora":
+                weight *= frobenius(product(trained))
+            if self._form == "state":
+                a, b = trained.a, trained.b
         side = weight * (sent.scale / self._old.scale) ** 0.5
         self._a_RI[:rank].add_(a, alpha=side)
         self._b_OR[:, :rank].add_(b, alpha=side)

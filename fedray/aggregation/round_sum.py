@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedray.aggregation.rule import Transform
 from fedray.errors import TrainingError
-from fedray.training.job import Adapter, Factors, GlobalState
+from fedray.training.job import Adapter, Factors, GlobalState, all_finite
 
 
 class SiteSum(Protocol):
@@ -159,7 +159,7 @@ def _check_against_sent(update: Adapter, sent: Adapter) -> None:
                 f"{name} was sent as {list(expected[name].shape)} and came back as {list(tensor.shape)}; "
                 "update not added."
             )
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise TrainingError(
                 f"{name} of an update holds {int((~torch.isfinite(tensor)).sum())} values that are not "
                 "finite numbers; update not added. Lower the learning rate or clip gradients."

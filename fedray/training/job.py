@@ -3,6 +3,7 @@
 Letters of shapes: R rank, I a linear's input width, O its output width.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -111,11 +112,13 @@ class Update:
 def _combine(left: Adapter, right: Adapter, sign: float) -> Adapter:
     factors = {
         site: Factors(
-            a=f.a + sign * right.factors[site].a, b=f.b + sign * right.factors[site].b, scale=f.scale
+            a=torch.add(f.a, right.factors[site].a, alpha=sign),
+            b=torch.add(f.b, right.factors[site].b, alpha=sign),
+            scale=f.scale,
         )
         for site, f in left.factors.items()
     }
-    head = {name: tensor + sign * right.head[name] for name, tensor in left.head.items()}
+    head = {name: torch.add(tensor, right.head[name], alpha=sign) for name, tensor in left.head.items()}
     return Adapter(factors=factors, head=head)
 
 
@@ -131,4 +134,9 @@ def applied(sent: Adapter, delta: Adapter) -> Adapter:
 
 def is_finite(adapter: Adapter) -> bool:
     """Whether every number is one."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in adapter.tensors().values())
+    return all(all_finite(tensor) for tensor in adapter.tensors().values())
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every entry is a number: by the sum, and one by one only where large entries overflow it."""
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
