@@ -158,13 +158,18 @@ def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    # Opened here, for numpy leaves a file that is torn open.
+    with path.open("rb") as file, np.load(file) as kept:
+        return dict(kept)
+
+
 def _read(out: Path, folder: Path) -> Progress:
     facts: dict[str, Any] = json.loads((folder / _NAMES.facts).read_text())
     tensors = load_file(folder / _NAMES.state)
-    with np.load(folder / _NAMES.policy) as kept:
-        arrays = {name: kept[str(i)] for i, name in enumerate(facts["policy_arrays"])}
-    with np.load(folder / _NAMES.holdings) as kept:
-        holdings = Holdings.from_arrays(dict(kept))
+    kept = _arrays(folder / _NAMES.policy)
+    arrays = {name: kept[str(i)] for i, name in enumerate(facts["policy_arrays"])}
+    holdings = Holdings.from_arrays(_arrays(folder / _NAMES.holdings))
     head = {name: tensors[f"head/{name}"] for name in facts["head"]}
     scales = facts["scales"]
     state = GlobalState(

@@ -26,7 +26,7 @@ from fedray.training.workshop import Blueprint, Stock
 # An actor imports torch and transformers, about 5 s on a free core; a crowded node takes far longer.
 START_SECONDS = 300
 # After so long without an answer it is asked whether anybody is at work at all.
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 5
 MAX_ATTEMPTS = 3
 
 
