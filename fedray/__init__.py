@@ -7,10 +7,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import diagnose, plan, resume, run, write_report
+    from fedray.api import examine, plan, resume, run, write_report
     from fedray.config import Config, load_config
 
-__all__ = ["Config", "__version__", "diagnose", "load_config", "plan", "resume", "run", "write_report"]
+__all__ = ["Config", "__version__", "examine", "load_config", "plan", "resume", "run", "write_report"]
 __version__ = "0.1.0"
 
 

@@ -11,6 +11,7 @@ from fedray.config import Config, load_config
 from fedray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedray.doctor import Examination
     from fedray.engine import RunResult
     from fedray.planning import Plan
     from fedray.record import RoundRecord
@@ -64,11 +65,21 @@ def write_report(out: str | Path) -> Path:
     return report.write_report(folder)
 
 
-def diagnose() -> str:
-    """Measure this machine's rates and memory, and say in words what is there and what is missing."""
-    from fedray.doctor import words
+def examine(*, folder: str | Path | None = None, save: str | Path | None = None) -> "Examination":
+    """Measure this machine's rates and memory, and look for what is missing.
 
-    return words.diagnose()
+    Args:
+        folder: where runs would be written, for its free disk; the current one if absent.
+        save: a file to keep what was found in, as JSON.
+
+    Raises:
+        FedrayError: the folder does not exist, or the file cannot be written.
+    """
+    from fedray import doctor
+
+    return doctor.examine(
+        folder=None if folder is None else Path(folder), save=None if save is None else Path(save)
+    )
 
 
 def _fresh(out: Path) -> Path:

@@ -1,7 +1,7 @@
 """The command line: a thin skin over `fedray.api`.
 
-Exit codes: 0 done; 1 an error of fedray's own, with its traceback; 2 a mistake that the user can mend,
-in one sentence; 130 interrupted.
+Exit codes: 0 done; 1 an error of fedray's own, with its traceback, or a doctor who misses something; 2 a
+mistake that the user can mend, in one sentence; 130 interrupted.
 """
 
 import errno
@@ -37,7 +37,7 @@ app = typer.Typer(
 
 
 class Format(StrEnum):
-    """How a plan is printed."""
+    """How a plan or an examination is printed."""
 
     TABLE = "table"
     JSON = "json"
@@ -137,9 +137,23 @@ def resume(out: RunFolder) -> None:
 
 
 @app.command()
-def doctor() -> None:
-    """Measure this machine, and say what is missing."""
-    typer.echo(api.diagnose())
+def doctor(
+    output: Annotated[
+        Format, typer.Option("--format", help="A table to read, or JSON to compute with.")
+    ] = Format.TABLE,
+) -> None:
+    """Measure this machine, and say what is missing; exit code 1 if fedray cannot run without it."""
+    found = api.examine()
+    if output is Format.JSON:
+        typer.echo(found.to_json())
+    else:
+        from rich.console import Console
+
+        from fedray.doctor import show
+
+        show(found, Console())
+    if found.missing:
+        raise typer.Exit(1)
 
 
 def _show(record: "RoundRecord") -> None:

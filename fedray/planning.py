@@ -48,7 +48,7 @@ class Plan:
     menu: tuple[Assignment, ...]
 
     def to_json(self) -> str:
-        """``{"clients": [...]}``; an assignment is an object, or null with a reason."""
+        """``{"clients": [...]}``: what each is given and its price; all null, with a reason, for nothing."""
         return json.dumps({"clients": [_as_json(client) for client in self.clients]}, indent=2)
 
     def to_table(self) -> str:
@@ -113,9 +113,18 @@ def _clients(scene: Scene, offers: Offers, schedule: Schedule) -> list[PlannedCl
 
 
 def _as_json(client: PlannedClient) -> dict[str, object]:
-    row = {name: getattr(client, name) for name in PlannedClient.__slots__}
-    row["assignment"] = None if client.assignment is None else json.loads(client.assignment.to_json())
-    return row
+    given = client.assignment
+    row: dict[str, object] = {
+        "client_id": client.client_id,
+        "memory_bytes": client.memory_bytes,
+        "assignment": None if given is None else json.loads(given.to_json()),
+        "peak_bytes": client.peak_bytes,
+        "virtual_seconds": client.virtual_seconds,
+        "up_bytes": client.up_bytes,
+        "down_bytes": client.down_bytes,
+        "provision_bytes": client.provision_bytes,
+    }
+    return row if given is not None else {**row, "reason": client.reason}
 
 
 def _cells(client: PlannedClient) -> list[str]:

@@ -1,9 +1,11 @@
+import json
 import subprocess
 import sys
 
 import pytest
 
 from fedray.cli import main, progress_line
+from fedray.doctor.packages import Package
 from fedray.record import RoundRecord
 
 
@@ -150,3 +152,30 @@ def test_a_process_ends_with_the_exit_code():
     ran = fresh_python("import sys; from fedray.cli import main; sys.exit(main(['plan', 'nowhere.yaml']))")
     assert ran.returncode == 2
     assert "Traceback" not in ran.stderr
+
+
+def examined(monkeypatch, core):
+    """The doctor as it is, on a machine that has these packages and is quickly measured."""
+    monkeypatch.setattr("fedray.doctor.examination.core_packages", lambda: core)
+
+
+def test_a_doctor_who_misses_something_says_what_and_ends_with_1(capsys, monkeypatch):
+    core = (Package(name="torch", found=None, minimum="2.13", extra="", use="core"),)
+    examined(monkeypatch, core)
+    code, out, _ = told(capsys, "doctor")
+    assert code == 1
+    assert "Missing, and needed: torch 2.13 or newer (not installed)." in " ".join(out.split())
+    code, out, _ = told(capsys, "doctor", "--format", "json")
+    assert code == 1
+    found = json.loads(out)
+    assert found["missing"] == ["torch 2.13 or newer (not installed)"]
+    assert found["machine"]["cores"] >= 1
+
+
+def test_a_doctor_who_misses_nothing_ends_with_0(capsys, monkeypatch):
+    examined(monkeypatch, ())
+    monkeypatch.setattr("fedray.doctor.examination._devices", lambda machine: ())
+    monkeypatch.setattr("fedray.doctor.examination.measure_resident", lambda: "not now")
+    code, out, _ = told(capsys, "doctor")
+    assert code == 0
+    assert "Everything that fedray needs is here." in out

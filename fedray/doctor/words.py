@@ -1,27 +1,17 @@
 """An examination as people read it."""
 
-import io
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from fedray.doctor.examination import Examination, examine
+from fedray.doctor.examination import Examination
 from fedray.doctor.packages import Package
 from fedray.doctor.resident import Resident
 from fedray.units import show_bytes
 
 if TYPE_CHECKING:
     from fedray.doctor.rates import DeviceRates
-
-_WIDTH = 100
-
-
-def diagnose() -> str:
-    """Examine this machine, and say what was found as text."""
-    written = io.StringIO()
-    show(examine(), Console(file=written, width=_WIDTH))
-    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
 def show(examination: Examination, console: Console) -> None:
