@@ -1,5 +1,4 @@
 import ast
-import pathlib
 
 import pytest
 import yaml
