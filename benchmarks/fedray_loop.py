@@ -31,6 +31,9 @@ from fedray.training.train import form_packs
 from fedray.training.workshop import Blueprint, Stock, arrays_of
 
 LONGEST = 64
+# packs.clients_per_pack and packs.tokens_per_wave. Tiny clients want large packs, to spread what a step costs
+# anyway; others small ones, whose activations stay in the cache and whose depths and lengths are alike.
+PACKS = {"S": (64, 2048), "M": (16, 1024), "L": (16, 1024), "H": (16, 1024)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,15 +184,15 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--runtime", choices=["local", "on_ray"], default="local")
-    parser.add_argument("--clients-per-pack", type=int, default=64)
-    parser.add_argument("--tokens-per-wave", type=int, default=4096)
+    parser.add_argument("--packs", type=int, nargs=2, metavar=("CLIENTS_PER_PACK", "TOKENS_PER_WAVE"))
     given = parser.parse_args()
+    clients_per_pack, tokens_per_wave = given.packs or PACKS[given.work]
     run(
         setting_of(given.work, given.seed),
         Running(
             runtime=given.runtime,
-            clients_per_pack=given.clients_per_pack,
-            tokens_per_wave=given.tokens_per_wave,
+            clients_per_pack=clients_per_pack,
+            tokens_per_wave=tokens_per_wave,
         ),
         given.out,
     )
