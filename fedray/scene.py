@@ -26,7 +26,7 @@ from fedray.model.load import empty_backbone, load_backbone, load_config, load_t
 from fedray.policy import Cohort, Pace, View
 from fedray.policy_loading import LoadedPolicy, load_policy
 from fedray.seeds import derive_seed
-from fedray.training.data import FILLER, Encoded, bucket, encode
+from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode
 from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
 from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
@@ -34,8 +34,6 @@ from fedray.training.partitions import HoldOut, Partitions, partition
 from fedray.training.sources import Source, load_rows
 from fedray.training.task import Batch, Task, load_task
 from fedray.training.workshop import Blueprint, Stock, arrays_of
-
-TOKEN_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# safetensors' names of dtypes, and the order in which it lays tensors out: widest alignment first.
+# safetensors' names of dtypes, in the order in which it lays tensors out: widest alignment first.
 _NAMES = {
+    torch.int64: "I64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
-    torch.int64: "I64",
     torch.int8: "I8",
 }
+_PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
 _ALIGNMENT = 8
 
 
@@ -26,7 +27,7 @@ def wire_bytes(tensors: Mapping[str, Tensor]) -> int:
         return 0
     header: dict[str, dict[str, object]] = {}
     offset = 0
-    for name in sorted(tensors, key=lambda n: (-tensors[n].element_size(), n)):
+    for name in sorted(tensors, key=lambda n: (_PLACES[tensors[n].dtype], n)):
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
         header[name] = {

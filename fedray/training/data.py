@@ -14,6 +14,8 @@ from fedray.training.task import Batch, Task
 
 Rows = NDArray[np.int64]
 
+# Rows are padded to a multiple of this many tokens.
+TOKEN_MULTIPLE = 8
 # In place of a row number: a row of weight 0 that fills a batch up.
 FILLER = -1
 # What a list is padded with; -100 is the label that every loss of torch and transformers ignores.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fedray.model.sites import StackedFactors
-from fedray.training.data import Rows, bucket
+from fedray.training.data import TOKEN_MULTIPLE, Rows, bucket
 from fedray.training.job import Adapter
 from fedray.training.packed import Course, PackedForward
 from fedray.training.train import Workshop
@@ -24,7 +24,8 @@ def evaluation_chunks(lengths: Rows, rows: Rows) -> list[Rows]:
     chunks: list[Rows] = []
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
     while len(ordered):
-        size = max(1, CHUNK_TOKENS // int(lengths[ordered[0]]))
+        longest = -(-int(lengths[ordered[0]]) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+        size = max(1, CHUNK_TOKENS // longest)
         chunks.append(ordered[:size])
         ordered = ordered[size:]
     return chunks

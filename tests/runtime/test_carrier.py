@@ -1,0 +1,97 @@
+"""What a carrier answers: equal orders, equal bits; a moved backbone is put back."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedray.runtime.carrier import AuditJob, Carrier, EvaluateRows, TrainPack
+from fedray.runtime.local import LocalRuntime
+from fedray.scene import furnish
+from fedray.seeds import derive_seed
+from fedray.training.job import Factors, Job
+from fedray.training.shapes import site_ranks
+from tiny_run import assert_same_adapter, begun
+
+
+@pytest.fixture(scope="module")
+def scene(tiny):
+    return begun(tiny)
+
+
+@pytest.fixture(scope="module")
+def parts(scene):
+    return furnish(scene[0], "cpu")[:2]
+
+
+def order_of(begin, clients, base_delta=None):
+    scene, progress = begin
+    assignment = scene.menu[-1]
+    ranks = site_ranks(scene.anatomy, assignment)
+    jobs = tuple(
+        Job(
+            round=1,
+            client_id=client,
+            dispatch=0,
+            version=0,
+            seed=0,
+            assignment=assignment,
+            attention="memory_efficient",
+            sent=scene.rule.send(progress.state, ranks, derive_seed(0, "dispatch", 1, client)),
+            num_rows=len(scene.partitions.train[client]),
+            num_steps=assignment.num_steps(len(scene.partitions.train[client])),
+            tokens=int(scene.tokens[client]),
+        )
+        for client in clients
+    )
+    return TrainPack(jobs=jobs, base_delta=base_delta or {})
+
+
+def delta_of(scene, size):
+    draw = torch.Generator().manual_seed(1)
+    site = next(iter(site_ranks(scene[0].anatomy, scene[0].menu[-1])))
+    a, b = torch.randn(2, 16, generator=draw), size * torch.randn(16, 2, generator=draw)
+    return {site: Factors(a=a, b=b, scale=0.5)}
+
+
+def test_another_carrier_answers_the_same_order_with_the_same_bits(scene, parts):
+    order = order_of(scene, (1, 4))
+    one, other = (Carrier(*parts).carry_out(order) for _ in range(2))
+    assert [update.client_id for update in one] == [1, 4]
+    for mine, theirs in zip(one, other, strict=True):
+        assert_same_adapter(mine.delta, theirs.delta)
+        assert mine.loss == theirs.loss
+
+
+def test_what_a_carrier_did_before_changes_no_answer(scene, parts):
+    carrier, order = Carrier(*parts), order_of(scene, (2,))
+    first = carrier.carry_out(order)
+    carrier.carry_out(order_of(scene, (3, 5), delta_of(scene, 1.0)))
+    carrier.carry_out(AuditJob(job=order.jobs[0], base_delta=delta_of(scene, 1.0), limit_bytes=None))
+    carrier.carry_out(EvaluateRows(adapter=scene[1].state.adapter, rows=np.arange(9)))
+    assert_same_adapter(carrier.carry_out(order)[0].delta, first[0].delta)
+
+
+def test_a_base_delta_is_trained_on_and_one_of_zeros_changes_nothing(scene, parts):
+    carrier = Carrier(*parts)
+    plain, still, moved = (
+        carrier.carry_out(order_of(scene, (2,), delta))[0]
+        for delta in ({}, delta_of(scene, 0.0), delta_of(scene, 1.0))
+    )
+    assert still.loss == plain.loss
+    assert_same_adapter(still.delta, plain.delta)
+    assert moved.loss != plain.loss
+
+
+def test_an_audit_is_stopped_at_its_limit_and_not_below(scene, parts):
+    carrier, job = Carrier(*parts), order_of(scene, (2,)).jobs[0]
+    free = carrier.carry_out(AuditJob(job=job, base_delta={}, limit_bytes=None))
+    assert free.terms.total == free.peak_bytes
+    exact = carrier.carry_out(AuditJob(job=job, base_delta={}, limit_bytes=free.peak_bytes))
+    short = carrier.carry_out(AuditJob(job=job, base_delta={}, limit_bytes=free.peak_bytes - 1))
+    assert (free.over_limit, exact.over_limit, short.over_limit) == (False, False, True)
+
+
+def test_the_local_runtime_answers_in_the_order_asked(scene, parts):
+    orders = [order_of(scene, (client,)) for client in (6, 0, 3)]
+    answers = [done.answer[0].client_id for done in LocalRuntime(*parts).carry_out(orders)]
+    assert answers == [6, 0, 3]
