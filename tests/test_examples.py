@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import fedray
 from fedray.config import load_config
 from fedray.policy_loading import load_policy
 from fedray.training.optimizer import LocalOptimizer
@@ -96,3 +97,13 @@ def test_the_local_runtime_needs_no_ray(repository: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "2"
+
+
+@pytest.mark.slow
+def test_the_quickstart_gives_unlike_ranks_and_depths_to_devices_of_many_classes(repository: Path) -> None:
+    plan = fedray.plan(repository / "examples" / "quickstart.yaml")
+    given = [client.assignment for client in plan.clients if client.assignment is not None]
+    assert len(given) == len(plan.clients) >= 24
+    assert len({assignment.max_rank for assignment in given}) >= 3
+    assert len({assignment.num_trained_blocks for assignment in given}) >= 2
+    assert len({client.device_class for client in plan.clients}) >= 4
