@@ -90,7 +90,8 @@ def computed(progress):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_actors", [1, 2, 3])
+# Two are those of the test below, of which one dies.
+@pytest.mark.parametrize("num_actors", [1, 3])
 def test_any_number_of_actors_computes_what_this_process_does(tiny, nodes, num_actors):
     config = merged(tiny, {"rounds": {"num_rounds": 2}, "aggregation": "flora"})
     here, there = played(config), played_on(config, nodes, num_actors)
@@ -131,7 +132,7 @@ def test_a_killed_actor_is_replaced_and_the_result_is_the_same(tiny, nodes, tmp_
 
 @pytest.mark.ray
 def test_a_pack_that_outlives_nobody_is_given_up(tiny, nodes, tmp_path, monkeypatch):
-    monkeypatch.setattr(on_ray, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(on_ray, "MAX_ATTEMPTS", 1)
     task, marks = tmp_path / "deadly.py", tmp_path / "marks"
     task.write_text(DEADLY)
     marks.mkdir()
@@ -144,9 +145,9 @@ def test_a_pack_that_outlives_nobody_is_given_up(tiny, nodes, tmp_path, monkeypa
             "audit": {"distinct": False, "share": 0.0},
         },
     )
-    with pytest.raises(RuntimeFailure, match="A pack of clients was lost with 2 actors one after the other"):
+    with pytest.raises(RuntimeFailure, match="A pack of clients was lost with 1 actors one after the other"):
         played_on(config, nodes, 1)
-    assert len(list(marks.iterdir())) == 2
+    assert len(list(marks.iterdir())) == 1
 
 
 class Inspected(CarrierActor):

@@ -1,0 +1,74 @@
+"""What a configuration stands for, before a weight is read."""
+
+import numpy as np
+import pytest
+
+from fedray.errors import ConfigError, DataError, ModelError
+from fedray.training.optimizer import LocalOptimizer
+from tiny_run import begun, merged, save_fleet
+
+NATURAL = {"name": "natural_id", "column": "author"}
+
+
+def test_a_client_s_longest_row_says_what_its_rows_are_padded_to(tiny):
+    scene, _ = begun(tiny)
+    for client, own in enumerate(scene.partitions.train):
+        longest = scene.encoded.lengths[own].max()
+        assert scene.tokens[client] == min(-(-longest // 8) * 8, 16)
+    cohort = scene.cohort(3, np.array([5, 2]))
+    assert cohort.num_rows.tolist() == [len(scene.partitions.train[5]), len(scene.partitions.train[2])]
+    assert cohort.device.memory_bytes.tolist() == [140 * 1024, 180 * 1024]
+    assert cohort.seed != scene.cohort(4, np.array([5, 2])).seed
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "weighs_rows"),
+    [
+        ({}, "factor_mean", True),
+        ({"policy": "hetlora"}, "hetlora", False),
+        ({"policy": "hetlora", "aggregation": "flexlora"}, "flexlora", True),
+        ({"aggregation": {"name": "hetlora", "weights": "rows"}}, "hetlora", True),
+    ],
+)
+def test_the_policy_chooses_the_rule_unless_the_configuration_does(tiny, changes, name, weighs_rows):
+    scene, _ = begun(merged(tiny, changes))
+    assert (scene.rule.name, scene.weighs_rows) == (name, weighs_rows)
+
+
+def test_larger_devices_hold_more_rows_if_asked(tiny, tmp_path):
+    ranks = [0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6]
+    fleet = save_fleet(tmp_path / "fleet.csv", data_size_rank=ranks)
+    scene, _ = begun(merged(tiny, {"fleet": {"name": fleet, "size_follows_memory": True}}))
+    sizes = scene.partitions.num_rows[np.argsort(ranks)]
+    assert sizes.tolist() == sorted(sizes.tolist())
+    assert sizes[0] < sizes[-1]
+
+
+def test_what_is_trained_how_reaches_the_optimizer(tiny):
+    scene, _ = begun(merged(tiny, {"training": {"optim": "sgd", "learning_rate": 0.5, "momentum": 0.9}}))
+    assert scene.optimizer == LocalOptimizer(optim="sgd", learning_rate=0.5, momentum=0.9)
+    assert {entry.batch_size for entry in scene.menu} == {4}
+
+
+def test_the_same_seed_gives_the_same_scene_and_another_does_not(tiny):
+    one, same, other = (begun(merged(tiny, {"seed": seed}))[0] for seed in (1, 1, 2))
+    rows = [np.concatenate(scene.partitions.train) for scene in (one, same, other)]
+    assert np.array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows[0], rows[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"menu": {"target_modules": ["q_proj"]}}, ModelError, "q_proj"),
+        ({"menu": {"depths": [9]}}, ConfigError, "1 to 4, found 9"),
+        ({"aggregation": "fedavg"}, ConfigError, "No aggregation is called 'fedavg'"),
+        ({"data": {"partitioner": NATURAL, "num_clients": None}}, DataError, "needs the column 'author'"),
+    ],
+)
+def test_what_does_not_go_together_is_a_sentence(tiny, changes, error, words):
+    config = merged(tiny, changes)
+    if config["data"]["num_clients"] is None:
+        del config["data"]["num_clients"]
+    with pytest.raises(error, match=words):
+        begun(config)
