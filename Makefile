@@ -21,8 +21,9 @@ demo: $(READY)
 	rm -rf runs/demo
 	$(BIN)/fedray run examples/quickstart.yaml --out runs/demo
 
+# Two files at a time: much of a run is waiting for processes to start.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

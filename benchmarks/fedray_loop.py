@@ -25,6 +25,7 @@ from fedray.runtime.on_ray import Cluster, RayRuntime
 from fedray.seeds import derive_seed
 from fedray.training.data import Encoded, Rows, batch_plan
 from fedray.training.job import Job
+from fedray.training.link import as_received
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.shapes import site_ranks
 from fedray.training.tasks.causal_lm import CausalLm
@@ -33,8 +34,8 @@ from fedray.training.workshop import Blueprint, Stock, arrays_of
 
 LONGEST = 64
 # packs.clients_per_pack and packs.tokens_per_wave. Tiny clients want large packs, to spread what a step costs
-# anyway; others small ones, whose activations stay in the cache and whose depths and lengths are alike.
-PACKS = {"S": (64, 2048), "M": (16, 1024), "L": (16, 1024), "H": (16, 1024)}
+# anyway; a wave's activations should stay in the cache, and unlike clients of like depth share packs.
+PACKS = {"S": (64, 2048), "M": (64, 1024), "L": (16, 1024), "H": (16, 3072)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +119,7 @@ def run(setting: Setting, running: Running, out: Path) -> None:
         updates = {update.client_id: update for done in answers for update in done.answer}
         total = rule.start(state)
         for job in jobs:
-            delta = updates[job.client_id].delta
+            delta = as_received(job, updates[job.client_id]).delta
             assert delta is not None
             total.add(delta, job.sent, 1.0)
         state = total.finish()

@@ -20,7 +20,7 @@ from fedray.assignment import Assignment, lora_on_top
 from fedray.model.anatomy import dissect
 from fedray.model.load import empty_backbone
 from fedray.runtime.ray_server import ZeroServer
-from fedray.runtime.split import SplitRound
+from fedray.server.lockstep import SplitRound
 from fedray.server.settings import ServerFacts, zero_settings
 from fedray.server.shard_blueprint import ShardBlueprint
 from fedray.training.boundary import Message, coded_states
@@ -103,6 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--millions", type=int, default=200, help="weights of the backbone")
     parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--deepspeed", default="zero3", help="a shipped JSON's name, or a path")
     asked = parser.parse_args()
     config = config_of(asked.millions)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +133,7 @@ def main() -> None:
             targets=TARGETS,
             attention="memory_efficient",
             recompute=False,
-            settings=zero_settings("zero3", facts),
+            settings=zero_settings(asked.deepspeed, facts),
             threads=1,
             device="cpu",
             time_limit_seconds=300,
@@ -142,7 +143,7 @@ def main() -> None:
         jobs = jobs_of(config)
         packs = {place: [replace(job)] for place, job in enumerate(jobs)}
         messages = messages_of(jobs, config.hidden_size)
-        server.open(SplitRound(packs=packs, shared=None))
+        server.open(SplitRound(packs=packs))
         server.watch()
         for _ in range(10):
             sweep(server, messages)

@@ -2,15 +2,27 @@
 
 ``fedray.run("examples/quickstart.yaml", out="runs/first", overrides=["rounds.num_rounds=3"])`` trains;
 ``fedray.plan("examples/quickstart.yaml")`` says what every device would get, without training.
+``fedray.compare("examples/quickstart.yaml", out="runs/both", policies=["hetlora", "fedra"])`` runs both.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import examine, plan, resume, run, write_report
+    from fedray.api import check, compare, examine, plan, resume, run, write_report
     from fedray.config import Config, load_config
 
-__all__ = ["Config", "__version__", "examine", "load_config", "plan", "resume", "run", "write_report"]
+__all__ = [
+    "Config",
+    "__version__",
+    "check",
+    "compare",
+    "examine",
+    "load_config",
+    "plan",
+    "resume",
+    "run",
+    "write_report",
+]
 __version__ = "0.1.0"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedray.assignment import Assignment
 from fedray.cost import MARGIN, Ints
-from fedray.errors import PolicyError
+from fedray.errors import DoesNotFit, PolicyError
 from fedray.policy import LEAVE_OUT, Choice, Cohort, Offers
 from fedray.units import show_bytes
 
@@ -100,7 +100,7 @@ def _refuse_unfit(cohort: Cohort, offers: Offers, position: int, row: int) -> No
         ),
     )
     asked, has, what = next(need for need in needs if need[0] > need[1])
-    raise PolicyError(
+    raise DoesNotFit(
         f"The policy gave client {cohort.client_ids[position]} ({cohort.device_class[position]}) an "
         f"assignment that does not fit: {offers.menu[row]} needs {show_bytes(asked)} {what}, there is "
         f"{show_bytes(int(has))}. Choose where offers.fits is true."

@@ -5,7 +5,7 @@ Everything heavy is imported when it is called, so ``import fedray`` and ``fedra
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedray.config import Config, load_config
 from fedray.config.kinds import Named
@@ -13,10 +13,13 @@ from fedray.errors import ConfigError
 from fedray.policy_loading import name_in_python
 
 if TYPE_CHECKING:
+    from fedray.comparison import Comparison
+    from fedray.comparison.runs import ShowTrial
     from fedray.doctor import Examination
     from fedray.engine import RunResult
     from fedray.planning import Plan
     from fedray.record import RoundRecord
+    from fedray.testing import Report
     from fedray.watched import Watch
 
 Source = str | Path | Mapping[str, Any] | Config
@@ -87,6 +90,58 @@ def resume(
     return engine.resume(folder, show, policy, watch)
 
 
+def compare(
+    config: Source,
+    *,
+    out: str | Path,
+    policies: Sequence[str | Mapping[str, Any]],
+    seeds: int | Sequence[int] = 5,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    select_on: Literal["validation"] = "validation",
+    target: float | None = None,
+    overrides: Sequence[str] = (),
+    show: "ShowTrial | None" = None,
+    watch: "Watch | None" = None,
+) -> "Comparison":
+    """Run policies on the same fleet, data and draws, and tell their differences seed by seed.
+
+    ``drop_weak`` and ``everybody_smallest`` always stand beside those that are asked for. A comparison that
+    was broken off goes on where it was: call it again with the same ``out``.
+
+    Args:
+        config: as in `run`, without its policy and seed.
+        out: the folder for the runs, ``comparison.parquet`` (a number a row), ``tuning.parquet`` and
+            ``comparison.html``.
+        policies: names or paths of files, or mappings with ``name`` and ``options``; differences are from
+            the first.
+        seeds: how many, from 0, or which.
+        grid: dotted keys with the values under which all are compared:
+            ``{"data.partitioner.alpha": [0.1, 1.0]}``.
+        tune: dotted keys with the values to choose from, for each policy alone: one run for every
+            combination, with a seed that no compared run has.
+        select_on: what tuning chooses on; validation rows are the only ones that are not reported on.
+        target: an accuracy whose cost is asked for; 95 % of the best policy's median if absent. A run that
+            does not reach it counts as censored.
+        overrides: as in `run`.
+        show: called with each finished run: ``show(done, total, trial, run)``.
+        watch: as in `run`.
+
+    Raises:
+        FedrayError: one clear sentence, before the first run where that is possible.
+    """
+    if select_on != "validation":
+        raise ConfigError(f"select_on is 'validation', found {select_on!r}: test rows must not choose.")
+    checked = load_config(config, overrides)
+    folder = Path(out)
+    if folder.exists() and not (folder / "runs").is_dir():
+        _fresh(folder)
+    from fedray import comparison
+
+    asked = comparison.Asked(policies=policies, seeds=seeds, grid=grid or {}, tune=tune or {}, target=target)
+    return comparison.compare(checked, asked, folder, comparison.Shown(trial=show, watch=watch))
+
+
 def write_report(out: str | Path) -> Path:
     """Write ``report.html`` of a run, finished or not, and return its path. Raises FedrayError."""
     folder = _existing(Path(out))
@@ -110,6 +165,23 @@ def examine(*, folder: str | Path | None = None, save: str | Path | None = None)
     return doctor.examine(
         folder=None if folder is None else Path(folder), save=None if save is None else Path(save)
     )
+
+
+def check(target: str, *, options: Mapping[str, Any] | None = None, examples: int = 50) -> "list[Report]":
+    """Try a policy or an aggregation rule on drawn fleets, menus and rounds, without training.
+
+    Args:
+        target: a shipped policy's name, an aggregation's, or the path of a Python file with either; a name
+            that stands for both has two reports.
+        options: of the policy or the rule.
+        examples: cases drawn for each.
+
+    Raises:
+        FedrayError: there is no such thing, it cannot be loaded, or what draws the cases is not installed.
+    """
+    from fedray import testing
+
+    return testing.check(target, options, examples=examples)
 
 
 def _with_policy(config: Config, policy: object | None) -> Config:

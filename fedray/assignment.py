@@ -9,15 +9,17 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from fedray.errors import ConfigError
+from fedray.width import Width, check_width
 
 Dtype = Literal["fp32", "bf16"]
 Attention = Literal["eager", "memory_efficient"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 ATTENTIONS: tuple[Attention, ...] = ("eager", "memory_efficient")
 _CODEC = re.compile(r"none|bf16|int8|int4|top[1-9][0-9]?")
+_UPDATE_CODEC = re.compile(rf"{_CODEC.pattern}|rank[1-9][0-9]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +32,29 @@ class Lora:
         targets: the adapted linears by the last part of their module name (``"query"``, ``"q_proj"``).
         scale: alpha / rank, the factor on B A. One scale for all ranks keeps a rank a matter of
             capacity and not of step size.
+        train_a: false leaves A as it was drawn before round 1 and trains B alone (FFA-LoRA, 2403.12313): A
+            has no gradient and no optimizer state, and is sent neither way: it follows from the run's seed.
     """
 
     ranks: tuple[int, ...]
     targets: tuple[str, ...]
     scale: float = 2.0
+    train_a: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The model's own weights, trained as they are: full fine-tuning, or the biases alone.
+
+    Attributes:
+        part: ``"all"`` of a trained block's weights, or ``"bias"`` (BitFit, 2106.10199).
+        trained: of each block the client executes, in order, whether it is trained.
+        stem: the embeddings too, and with them what stands after the last block; needs every block.
+    """
+
+    part: Literal["all", "bias"]
+    trained: tuple[bool, ...]
+    stem: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +62,7 @@ class HeadOnly:
     """No adapter: the task's head alone is trained."""
 
 
-Adapter = Lora | HeadOnly
+Adapter = Lora | Weights | HeadOnly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +70,26 @@ class Assignment:
     """What one client does in one round. Hashable, so it keys footprints, packs and audits.
 
     Attributes:
-        blocks: the leading blocks the client executes, in order; under a cut there may be none.
+        blocks: the blocks the client executes, in ascending order; a subset makes a submodel of that depth.
+            Under a cut the leading ones, of which there may be none.
         split: true if a server runs the other blocks, false if there are none or they are left out.
         tail: trailing blocks, head and labels kept by the client (the U-shape); needs ``split``.
         local_loss: the client trains against an auxiliary head at its cut and no gradient comes down
             (DTFL, 2312.05642; FedSplitX, 2310.14579); needs ``split``.
         cut_codec: what hidden states and their gradients are sent as: ``none`` (the dtype's own), ``bf16``,
             ``int8`` or ``int4`` with a scale per token, ``top10`` (the largest 10 % of each token).
+        up_codec: what the client's own share of its update is sent as: ``none``, ``bf16``, ``int8`` or
+            ``int4`` with scales, ``top10`` (the largest 10 % of each tensor), ``rank4`` (each matrix cut to
+            four ranks). What the last two leave out stays with the client and joins its next update.
+        down_codec: what the share that it starts from is sent as, likewise; its update is a delta against
+            what it received.
         adapter: what is trained beside the head.
         dtype: of the frozen weights and of the arithmetic; trained tensors and their optimizer stay fp32.
         recompute: activation checkpointing, one block at a time, for blocks with a backward pass.
         batch_size: rows in one local step.
         num_epochs: passes over the client's own rows, unless ``max_steps`` is given.
         max_steps: local steps, whatever the number of rows.
-        width: share of every block's width the client holds.
+        width: the part of every block's width that the client holds; None is all of it.
         weight_bits: bits of a frozen weight; None is the dtype's own.
 
     Raises:
@@ -81,19 +107,30 @@ class Assignment:
     tail: int = 0
     local_loss: bool = False
     cut_codec: str = "none"
-    width: float = 1.0
+    up_codec: str = "none"
+    down_codec: str = "none"
+    width: Width | None = None
     weight_bits: int | None = None
 
     def __post_init__(self) -> None:
         _refuse_what_does_not_run_yet(self)
         _check_cut(self)
-        if list(self.blocks) != list(range(len(self.blocks))) or not (self.blocks or self.split):
-            raise ConfigError(f"An assignment runs blocks 0, 1, ... in order, found {self.blocks}.")
+        _check_update_codecs(self)
+        if self.width is not None:
+            check_width(self.width, split=self.split, up_codec=self.up_codec)
+        _check_blocks(self)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, found {self.dtype!r}.")
         _check_local_work(self)
-        if isinstance(self.adapter, Lora):
-            _check_lora(self.adapter, self)
+        match self.adapter:
+            case Lora():
+                _check_lora(self.adapter, self)
+            case Weights():
+                _check_weights(self.adapter, self)
+            case HeadOnly():
+                pass
+            case _:
+                assert_never(self.adapter)
         if self.recompute and not self._recomputes_something():
             raise ConfigError("recompute needs a trained block of the client's own: drop it or give a rank.")
 
@@ -104,10 +141,26 @@ class Assignment:
 
     @property
     def first_trained_block(self) -> int | None:
-        """The lowest block with a rank above 0: nothing below it needs a backward pass."""
-        if isinstance(self.adapter, HeadOnly):
-            return None
-        return next((i for i, rank in enumerate(self.adapter.ranks) if rank), None)
+        """The lowest trained block, by its place: nothing below it needs a backward pass."""
+        return next((place for place, trained in enumerate(self.trained) if trained), None)
+
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """Of each block, by its place among those that have a rank, whether it is trained."""
+        match self.adapter:
+            case Lora(ranks=ranks):
+                return tuple(rank > 0 for rank in ranks)
+            case Weights(trained=trained):
+                return trained
+            case HeadOnly():
+                return ()
+            case _:
+                assert_never(self.adapter)
+
+    @property
+    def is_submodel(self) -> bool:
+        """Whether the executed blocks skip some; leading blocks alone do not tell what is left out above."""
+        return self.blocks != tuple(range(len(self.blocks)))
 
     @property
     def frozen_bottom(self) -> bool:
@@ -131,26 +184,26 @@ class Assignment:
         return range(self.cut, num_blocks - self.tail) if self.split else range(0)
 
     def _recomputes_something(self) -> bool:
-        if isinstance(self.adapter, HeadOnly):
+        trained = self.trained
+        if not trained:
             return False
-        ranks = self.adapter.ranks
-        own = self.client_blocks(len(ranks)) if self.split else range(len(ranks))
-        return any(ranks[block] for block in own)
+        own = self.client_blocks(len(trained)) if self.split else range(len(trained))
+        return any(trained[block] for block in own)
 
     @property
     def num_trained_blocks(self) -> int:
-        """How many blocks carry a trained adapter."""
-        return 0 if isinstance(self.adapter, HeadOnly) else sum(rank > 0 for rank in self.adapter.ranks)
+        """How many blocks are trained."""
+        return sum(self.trained)
 
     @property
     def max_rank(self) -> int:
         """The largest rank of any block, 0 without an adapter."""
-        return 0 if isinstance(self.adapter, HeadOnly) else max(self.adapter.ranks)
+        return max(self.adapter.ranks) if isinstance(self.adapter, Lora) else 0
 
     @property
     def sum_of_ranks(self) -> int:
         """Ranks over all blocks: what an adapter can learn and what it costs to send grow with it."""
-        return 0 if isinstance(self.adapter, HeadOnly) else sum(self.adapter.ranks)
+        return sum(self.adapter.ranks) if isinstance(self.adapter, Lora) else 0
 
     def num_steps(self, num_rows: int) -> int:
         """Local steps of a client with ``num_rows`` rows; the last batch of an epoch may be short."""
@@ -170,40 +223,77 @@ class Assignment:
         try:
             fields: dict[str, Any] = json.loads(text)
             adapter = dict(fields.pop("adapter"))
-            kind = {"lora": Lora, "headonly": HeadOnly}[adapter.pop("kind")]
-            lists = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
-            return Assignment(adapter=kind(**lists), **{**fields, "blocks": tuple(fields["blocks"])})
+            kind = {"lora": Lora, "weights": Weights, "headonly": HeadOnly}[adapter.pop("kind")]
+            if fields["width"] is not None:
+                fields["width"] = Width(**_with_tuples(fields["width"]))
+            return Assignment(adapter=kind(**_with_tuples(adapter)), **_with_tuples(fields))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"Not an assignment: {text!r} ({error}).") from error
 
     def __str__(self) -> str:
         """A short reading for tables: ``rank 8 on the top 2 of 6, recompute, batch 4``."""
         parts = [_adapter_words(self)]
+        if self.is_submodel:
+            parts.append(f"blocks {','.join(map(str, self.blocks))}")
+        if self.width is not None:
+            parts.append(f"width {self.width}")
         if self.split:
             parts.append(_cut_words(self))
         if self.dtype != "fp32":
             parts.append(self.dtype)
         if self.recompute:
             parts.append("recompute")
+        parts += [
+            f"{way} {codec}"
+            for way, codec in (("up", self.up_codec), ("down", self.down_codec))
+            if codec != "none"
+        ]
         return ", ".join([*parts, f"batch {self.batch_size}"])
 
 
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
 def lora_on_top(
-    num_blocks: int, depth: int, rank: int, *, targets: tuple[str, ...], scale: float = 2.0
+    num_blocks: int,
+    depth: int,
+    rank: int,
+    *,
+    targets: tuple[str, ...],
+    scale: float = 2.0,
+    train_a: bool = True,
 ) -> Lora:
     """A rank on the top ``depth`` of ``num_blocks`` blocks, the others frozen. Raises ConfigError."""
+    _check_depth(num_blocks, depth)
+    ranks = (0,) * (num_blocks - depth) + (rank,) * depth
+    return Lora(ranks=ranks, targets=targets, scale=scale, train_a=train_a)
+
+
+def weights_on_top(
+    num_blocks: int, depth: int, part: Literal["all", "bias"], *, stem: bool = False
+) -> Weights:
+    """The weights of the top ``depth`` of ``num_blocks`` blocks, the others frozen. Raises ConfigError."""
+    _check_depth(num_blocks, depth)
+    return Weights(part=part, trained=(False,) * (num_blocks - depth) + (True,) * depth, stem=stem)
+
+
+def _check_depth(num_blocks: int, depth: int) -> None:
     if not 1 <= depth <= num_blocks:
         raise ConfigError(f"depth counts trained blocks from the top, 1 to {num_blocks}, found {depth}.")
-    return Lora(ranks=(0,) * (num_blocks - depth) + (rank,) * depth, targets=targets, scale=scale)
 
 
 def _adapter_words(assignment: Assignment) -> str:
     if isinstance(assignment.adapter, HeadOnly):
         return "head only" if assignment.split else f"head only over {len(assignment.blocks)} blocks"
-    ranks = sorted({rank for rank in assignment.adapter.ranks if rank})
-    depth, total = assignment.num_trained_blocks, len(assignment.adapter.ranks)
+    depth, total = assignment.num_trained_blocks, len(assignment.trained)
     where = f"all {total} blocks" if depth == total else f"{depth} of {total} blocks"
-    return f"rank {'/'.join(map(str, ranks))} on {where}"
+    if isinstance(assignment.adapter, Weights):
+        what = "all weights" if assignment.adapter.part == "all" else "biases"
+        return f"{what} of {where}{' and the stem' if assignment.adapter.stem else ''}"
+    ranks = sorted({rank for rank in assignment.adapter.ranks if rank})
+    what = "" if assignment.adapter.train_a else " (B alone)"
+    return f"rank {'/'.join(map(str, ranks))}{what} on {where}"
 
 
 def _cut_words(assignment: Assignment) -> str:
@@ -234,13 +324,23 @@ def _check_cut(assignment: Assignment) -> None:
             f"local_loss ends the client's own work at its cut, and tail = {a.tail} would wait for the "
             "server; drop the one or the other."
         )
-    if a.local_loss and (isinstance(a.adapter, HeadOnly) or not any(a.adapter.ranks[: a.cut])):
+    if a.local_loss and not any(a.trained[: a.cut]):
         raise ConfigError("local_loss trains blocks below the cut, and none has a rank; give one or drop it.")
 
 
+def _check_update_codecs(assignment: Assignment) -> None:
+    for name in ("up_codec", "down_codec"):
+        codec = getattr(assignment, name)
+        if not _UPDATE_CODEC.fullmatch(codec):
+            raise ConfigError(
+                f"{name} is one of none, bf16, int8, int4, top1 to top99 (per cent) or rank1, rank2, ..., "
+                f"found {codec!r}."
+            )
+
+
 def _refuse_what_does_not_run_yet(assignment: Assignment) -> None:
-    if assignment.width != 1.0:
-        raise ConfigError(f"width = {assignment.width} needs sliced submodels; this version has width = 1.")
+    if assignment.width is not None and isinstance(assignment.adapter, Lora):
+        raise ConfigError(f"A width ({assignment.width}) trains weights or the head, and LoRA whole blocks.")
     if assignment.weight_bits is not None:
         raise ConfigError(f"weight_bits = {assignment.weight_bits} is not supported; choose a dtype instead.")
 
@@ -251,6 +351,31 @@ def _check_local_work(assignment: Assignment) -> None:
         if value is not None and value < 1:
             absent = " or absent" if name == "max_steps" else ""
             raise ConfigError(f"{name} must be at least 1{absent}, found {value}.")
+
+
+def _check_blocks(assignment: Assignment) -> None:
+    a = assignment
+    leading = a.blocks == tuple(range(len(a.blocks)))
+    ascending = list(a.blocks) == sorted(set(a.blocks)) and min(a.blocks, default=0) >= 0
+    if a.split and not leading:
+        raise ConfigError(f"Below a cut a client runs blocks 0, 1, ... in order, found {a.blocks}.")
+    if not a.split and not (a.blocks and ascending):
+        raise ConfigError(f"An assignment runs some blocks in ascending order, found {a.blocks}.")
+
+
+def _check_weights(weights: Weights, assignment: Assignment) -> None:
+    if assignment.split:
+        raise ConfigError(
+            "Under a cut the server's weights are frozen and shared; train LoRA ranks there, or give the "
+            "client the whole model."
+        )
+    if len(weights.trained) != assignment.cut or not any(weights.trained):
+        raise ConfigError(
+            f"Weights tell of each of {assignment.cut} executed blocks whether it is trained, at least one "
+            f"of them; found {weights.trained}."
+        )
+    if weights.stem and not all(weights.trained):
+        raise ConfigError("The stem's weights are trained with those of every block, or not at all.")
 
 
 def _check_lora(lora: Lora, assignment: Assignment) -> None:

@@ -7,9 +7,9 @@ whole. Records may be a round ahead of the newest checkpoint; what is ahead is d
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -28,6 +28,7 @@ from fedray.holdings import Holdings
 from fedray.policy_state import freeze_state, thaw_state
 from fedray.progress import Progress, Verdict
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, table
+from fedray.training.job import ClientState
 
 FOLDER = "checkpoint"
 RECORDS = {"rounds": RoundRecord, "clients": ClientRecord, "evaluations": EvaluationRecord}
@@ -37,6 +38,7 @@ _PART = ".part"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Names:
     state: str = "state.safetensors"
+    clients: str = "clients.safetensors"
     holdings: str = "holdings.npz"
     policy: str = "policy.npz"
     facts: str = "facts.json"
@@ -134,6 +136,7 @@ def _one_line(error: Exception) -> str:
 def _write(part: Path, progress: Progress) -> None:
     state = progress.state
     save_file(_flat(state), part / _NAMES.state)
+    save_file(_flat_states(progress.client_states), part / _NAMES.clients)
     _save_arrays(part / _NAMES.holdings, progress.holdings.to_arrays())
     policy, arrays = freeze_state(progress.policy_state)
     # Names of a policy's arrays are places in its state, not names that a zip file takes.
@@ -142,10 +145,14 @@ def _write(part: Path, progress: Progress) -> None:
         "version": state.version,
         # A file of tensors is sorted by name; sums over clients' tensors run in the state's own order.
         "head": list(state.adapter.head),
+        "weights": list(state.adapter.weights),
+        "client_states": {client: list(kept) for client, kept in progress.client_states.items()},
         "scales": {
             "adapter": {site: f.scale for site, f in state.adapter.factors.items()},
             "base_delta": {site: f.scale for site, f in state.base_delta.items()},
         },
+        "frozen_a": list(state.adapter.frozen()),
+        "moments": list(state.moments),
         "policy": policy,
         "policy_arrays": list(arrays),
         "audited": {work: asdict(verdict) for work, verdict in progress.audited.items()},
@@ -172,9 +179,15 @@ def _read(out: Path, folder: Path) -> Progress:
     holdings = Holdings.from_arrays(_arrays(folder / _NAMES.holdings))
     head = {name: tensors[f"head/{name}"] for name in facts["head"]}
     scales = facts["scales"]
+    states = load_file(folder / _NAMES.clients)
     state = GlobalState(
-        adapter=Adapter(factors=_factors(tensors, "adapter", scales["adapter"]), head=head),
+        adapter=Adapter(
+            factors=_trained(tensors, scales["adapter"], facts["frozen_a"]),
+            head=head,
+            weights={name: tensors[f"weights/{name}"] for name in facts["weights"]},
+        ),
         base_delta=_factors(tensors, "base_delta", scales["base_delta"]),
+        moments={name: tensors[f"moments/{name}"] for name in facts["moments"]},
         version=facts["version"],
     )
     records = {
@@ -186,6 +199,10 @@ def _read(out: Path, folder: Path) -> Progress:
         holdings=holdings,
         policy_state=thaw_state(facts["policy"], arrays),
         audited={work: Verdict(**verdict) for work, verdict in facts["audited"].items()},
+        client_states={
+            int(client): {name: states[f"{client}/{name}"] for name in names}
+            for client, names in facts["client_states"].items()
+        },
         rounds=records["rounds"],
         clients=records["clients"],
         evaluations=records["evaluations"],
@@ -198,10 +215,27 @@ def _records(path: Path, kind: type, finished_rounds: int) -> list[Any]:
 
 def _flat(state: GlobalState) -> dict[str, Tensor]:
     flat = {f"head/{name}": tensor.contiguous() for name, tensor in state.adapter.head.items()}
+    flat |= {f"weights/{name}": tensor.contiguous() for name, tensor in state.adapter.weights.items()}
+    flat |= {f"moments/{name}": tensor.contiguous() for name, tensor in state.moments.items()}
     for part, factors in (("adapter", state.adapter.factors), ("base_delta", state.base_delta)):
         for site, f in factors.items():
             flat[f"{part}/{site}/a"], flat[f"{part}/{site}/b"] = f.a.contiguous(), f.b.contiguous()
     return flat
+
+
+def _trained(
+    tensors: Mapping[str, Tensor], scales: Mapping[str, float], frozen_a: Sequence[str]
+) -> dict[str, Factors]:
+    found = _factors(tensors, "adapter", scales)
+    return {site: replace(f, train_a=site not in frozen_a) for site, f in found.items()}
+
+
+def _flat_states(states: Mapping[int, ClientState]) -> dict[str, Tensor]:
+    return {
+        f"{client}/{name}": tensor.contiguous()
+        for client, kept in states.items()
+        for name, tensor in kept.items()
+    }
 
 
 def _factors(tensors: Mapping[str, Tensor], part: str, scales: Mapping[str, float]) -> dict[str, Factors]:

@@ -1,7 +1,7 @@
 """The command line: a thin skin over `fedray.api`.
 
-Exit codes: 0 done; 1 an error of fedray's own, with its traceback, or a doctor who misses something; 2 a
-mistake that the user can mend, in one sentence; 130 interrupted.
+Exit codes: 0 done; 1 an error of fedray's own, with its traceback, a doctor who misses something, or a check
+that fails; 2 a mistake that the user can mend, in one sentence; 130 interrupted.
 """
 
 import errno
@@ -15,8 +15,9 @@ import typer
 
 import fedray
 from fedray import api
+from fedray.config.loading import lists_of, options_of
 from fedray.errors import FedrayError
-from fedray.terminal import shown_rounds
+from fedray.terminal import shown_rounds, shown_trials
 
 OK, MISTAKE, INTERRUPTED = 0, 2, 130
 # What the machine refuses and the user can mend: a full disk, a folder without permission, a wrong path.
@@ -51,6 +52,10 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Replace one key, the value in YAML; may be given again, later ones win.",
     ),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=[...]", help="Values under which all are compared; may be given again."),
 ]
 Address = Annotated[
     str | None,
@@ -134,6 +139,86 @@ def resume(out: RunFolder) -> None:
     with shown_rounds() as (show, watch):
         result = api.resume(out, show=show, watch=watch)
     typer.echo(f"Report: {result.report}")
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="A folder for the runs and what they say together.")
+    ],
+    policies: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Names or files; differences are from the first.")
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... that every policy runs with.")] = 5,
+    grid: Grid = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=[...]",
+            help="Values to choose from on validation rows, for each policy alone; may be given again.",
+        ),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="The accuracy whose cost is asked for; 95 % of the best's if absent.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run policies on the same fleet, data and draws, and tell their differences seed by seed.
+
+    Two policies beside those that any has to beat (drop_weak, everybody_smallest):
+
+        fedray compare CONFIG --out DIR --policies hetlora,mine.py --seeds 3
+
+    The same under two kinds of data:
+
+        ... --grid 'data.partitioner.alpha=[0.1, 1]'
+
+    DIR holds comparison.html, comparison.parquet (a number a row) and a folder for each run. The same command
+    again goes on with a comparison that was broken off.
+    """
+    with shown_trials() as (show, watch):
+        result = api.compare(
+            config,
+            out=out,
+            policies=[name.strip() for name in policies.split(",") if name.strip()],
+            seeds=seeds,
+            grid=lists_of(grid or ()),
+            tune=lists_of(tune or ()),
+            target=target,
+            overrides=overrides or (),
+            show=show,
+            watch=watch,
+        )
+    typer.echo(result.to_text())
+    typer.echo(f"Report: {result.report}")
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str, typer.Argument(metavar="NAME", help="A policy, an aggregation, or the path of a .py file.")
+    ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Of the policy or the rule, the value in YAML; may be repeated."
+        ),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Cases drawn for each thing that is tried.")] = 50,
+) -> None:
+    """Try a policy or an aggregation rule of your own, and say what is shown of it; exit code 1 if it fails.
+
+    A policy plays a few rounds on drawn fleets and menus, nothing is trained; a rule is held to its laws.
+    The smallest case that shows a mistake is printed. A file's RUNG, PAPER and CHECKS say what it claims
+    beyond that, and its CHECKS are run.
+
+        fedray check policies/mine.py --option patience=2
+    """
+    reports = api.check(target, options=options_of(option or ()), examples=examples)
+    typer.echo("\n\n".join(report.to_text() for report in reports))
+    if not all(report.passed for report in reports):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from fedray.policy import Bools, Pace
 from fedray.record import Outcome
 from fedray.riders import Riders
 from fedray.riding import SpentRiding, spent_riding
-from fedray.seeds import generator
+from fedray.seeds import derive_seed, uniforms
 from fedray.timetable import Timetable, Travellers, timetable
 from fedray.virtual_server import VirtualServer
 
@@ -98,8 +98,7 @@ def draw_dropouts(run_seed: int, round_number: int, client_ids: Ints, availabili
     A client leaves with probability 1 - availability, at a moment uniform over its trip. The draw
     depends on the run's seed, the round and the client alone.
     """
-    draws = np.array([generator(run_seed, "dropouts", round_number, int(i)).random(2) for i in client_ids])
-    chance, share = draws.reshape(-1, 2).T
+    chance, share = uniforms(derive_seed(run_seed, "dropouts", round_number), client_ids, 2).T
     return np.where(chance < availability, np.inf, share)
 
 

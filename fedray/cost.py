@@ -132,10 +132,10 @@ class Footprint:
     Attributes:
         peak_bytes: most bytes alive at once; ``terms`` says of what.
         forward_flops: two per multiply-add; under a cut those below it, before the first message goes up.
-            ``backward_flops`` all others: recomputation too, and what a tail does.
+            ``backward_flops`` all others: recomputation too, and what a tail does, which is ``turn_flops``.
         moved_bytes: read and written by all operations.
-        up_bytes: of the update on the wire, serialised; ``down_bytes`` of what the client starts from. Under
-            a cut of its own share alone.
+        up_bytes: of the update on the wire, coded and serialised; ``down_bytes`` of what the client starts
+            from. Under a cut of its own share alone.
         held_bytes: the frozen parts the client must hold, by piece (``"stem"``, ``"block.3"``, ``"head"``).
         trained_params: numbers the client trains, those on the server for it included.
         crossing: what crosses the cut; ``server`` what the step costs the server. None without a cut.
@@ -153,6 +153,7 @@ class Footprint:
     trained_params: int
     crossing: Crossing | None = None
     server: ServerShare | None = None
+    turn_flops: int = 0
 
     def fits(self, memory_bytes: int | Ints) -> bool | NDArray[np.bool_]:
         """Whether the peak, with the margin, stays within the memory."""

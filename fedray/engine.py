@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -13,12 +13,15 @@ from accelerate import Accelerator
 
 from fedray import checkpoint, rounds
 from fedray.adapter import Adapter, GlobalState
+from fedray.averaging import after_averaging
 from fedray.clock import ClosedRound
 from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
+from fedray.evaluation import evaluate
 from fedray.holdings import Holdings
 from fedray.model.export import save_adapter
+from fedray.model.whole_model import save_model
 from fedray.policy_loading import name_in_python
 from fedray.progress import Progress, history_of
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
@@ -27,6 +30,7 @@ from fedray.rounds import Runtime
 from fedray.scene import Scene, furnish, set_scene
 from fedray.scheduler import ask_menu, ask_selection, decide, price_menu, refuse_if_nothing_fits
 from fedray.tracking import Tracker, refuse_absent_trackers
+from fedray.training.own_weights import all_trained_names, pretrained
 from fedray.training.shapes import initial_adapter
 from fedray.watched import Watch, WatchedRuntime
 
@@ -104,6 +108,10 @@ def _continued(
     accelerator = Accelerator(log_with=list(config.report_to) or None, project_dir=str(out))
     threads = torch.get_num_threads()
     blueprint, stock, model = furnish(scene, accelerator.device.type)
+    names = all_trained_names(scene.anatomy, scene.menu)
+    if names and not progress.state.version:
+        start = replace(progress.state.adapter, weights=pretrained(model, names))
+        progress.state = replace(progress.state, adapter=start)
     runtime = open_runtime(scene, blueprint, stock, model)
     try:
         with run_folder(out, config, blueprint), closing(Tracker(accelerator, config)) as tracker:
@@ -117,12 +125,13 @@ def _continued(
     finally:
         runtime.close()
         torch.set_num_threads(threads)
+    adapter = progress.state.adapter
+    base_name = config.model.name
+    if adapter.weights:
+        save_model(adapter.weights, out / "model", model, base_name)
+        base_name = str(out / "model")
     save_adapter(
-        progress.state.adapter,
-        out / "adapter",
-        model=model,
-        base_name=config.model.name,
-        base_delta=progress.state.base_delta,
+        adapter, out / "adapter", model=model, base_name=base_name, base_delta=progress.state.base_delta
     )
     return RunResult(
         out=out,
@@ -140,10 +149,12 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     config = scene.config
     view = scene.view(number, progress.history())
     menu = ask_menu(scene.policy, view)
-    cohort = scene.cohort(number, np.sort(ask_selection(scene.policy, view, progress.policy_state)))
-    pricing = rounds.pricing_of(scene, progress)
+    pricing = rounds.pricing_of(scene, progress, number)
+    view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
+    chosen, policy_state = ask_selection(scene.policy, view, progress.policy_state)
+    cohort = scene.cohort(number, np.sort(chosen))
     offers = price_menu(menu, cohort, pricing)
-    schedule = decide(scene.policy, cohort, offers, progress.policy_state, pricing)
+    schedule = decide(scene.policy, cohort, offers, policy_state, pricing)
     asked = rounds.ask(scene, progress, cohort, schedule)
     measured = rounds.audit_clients(scene, progress, asked, runtime)
     closed = rounds.close(scene, progress, asked)
@@ -151,8 +162,11 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     trained = rounds.train(scene, progress, asked, closed, runtime)
     clients = rounds.records_of(scene, asked, closed, trained, measured)
     due = number % config.rounds.eval_rounds == 0 or number == config.rounds.num_rounds
-    evaluations = rounds.evaluate(scene, trained.state, number, runtime) if due else []
+    evaluations = evaluate(scene, trained.state, number, runtime) if due else []
     progress.state = trained.state
+    progress.remember(trained.client_states)
+    if scene.averages(number):
+        progress.remember(after_averaging(progress))
     progress.clients += clients
     progress.evaluations += evaluations
     progress.policy_state = scene.policy.observe(history_of(clients), schedule.state)
@@ -165,7 +179,7 @@ def _refuse_a_fleet_that_nothing_fits(scene: Scene, progress: Progress) -> None:
     """Look for one client that something fits, those with most memory first. Raises NothingFits."""
     number = progress.finished_rounds + 1
     menu = ask_menu(scene.policy, scene.view(number, progress.history()))
-    pricing = rounds.pricing_of(scene, progress)
+    pricing = rounds.pricing_of(scene, progress, number)
     everybody = np.arange(scene.partitions.num_clients)
     richest = everybody[np.argsort(-scene.fleet.device(everybody).memory_bytes, kind="stable")]
     for start in range(0, len(richest), _FEW):

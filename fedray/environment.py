@@ -92,10 +92,12 @@ def open_runtime(scene: Scene, blueprint: Blueprint, stock: Stock, model: PreTra
             plan = None
             if server is not None:
                 plan = ServerPlan(setting=server, zero=shard_blueprint(scene, blueprint, model))
+            own = _own_actors(scene, blueprint) if section.clients_per_actor == 1 else {}
             cluster = Cluster(
                 address=section.address,
                 num_actors=section.num_actors,
-                own_actor=_own_actors(scene, blueprint) if section.clients_per_actor == 1 else {},
+                own_actor=own,
+                num_together=config.rounds.clients_per_round if own and plan is not None else 0,
                 object_store_memory=section.object_store_memory,
                 server=plan,
             )

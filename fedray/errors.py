@@ -17,6 +17,10 @@ class PolicyError(FedrayError):
     """A policy cannot be loaded, or answered with a decision that the scheduler refuses."""
 
 
+class DoesNotFit(PolicyError):
+    """A policy gave a client what does not fit it."""
+
+
 class DataError(FedrayError):
     """Rows, columns or partitions are not what the task needs."""
 

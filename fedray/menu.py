@@ -3,10 +3,13 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
-from fedray.assignment import Assignment, Dtype, HeadOnly, Lora, lora_on_top
+from fedray.assignment import Adapter, Assignment, Dtype, HeadOnly, Lora, lora_on_top, weights_on_top
 from fedray.errors import ConfigError
+from fedray.width import AXES, Axis, Width
+
+Tuning = Literal["lora", "full", "bitfit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +20,18 @@ class Grid:
         num_blocks: of the model.
         targets: adapted linears by the last part of their module name.
         ranks: of every trained block.
+        train_a: whether LoRA's A is trained beside B.
         depths: trained blocks, counted from the top; ``"all"`` is every block.
+        tunings: what a trained block trains: LoRA factors at every rank, ``"full"`` all its weights (and the
+            stem's where every block is trained), ``"bitfit"`` its biases.
+        widths: shares of the width that is kept along ``width_axes``; 1 is the whole. Without cuts or LoRA.
         head_only: also offer the head alone, without an adapter.
         cuts: leading blocks that a client keeps while a server runs the others; with every other knob.
         tails: trailing blocks that it keeps too; ``cut_codecs`` what crosses a cut is sent as;
             ``local_loss`` whether it trains against a head at its cut. They need ``cuts``.
         whole: whole models too, beside those with a cut.
+        up_codecs: what an update is sent as; ``down_codecs`` what a client starts from; with every other
+            knob.
         max_steps: local steps; None leaves ``num_epochs`` in charge.
     """
 
@@ -30,10 +39,14 @@ class Grid:
     targets: tuple[str, ...]
     ranks: tuple[int, ...] = (8,)
     depths: tuple[int | Literal["all"], ...] = ("all",)
+    tunings: tuple[Tuning, ...] = ("lora",)
+    widths: tuple[float, ...] = (1.0,)
+    width_axes: tuple[Axis, ...] = ("ffn",)
     recompute: tuple[bool, ...] = (False,)
     dtypes: tuple[Dtype, ...] = ("fp32",)
     batch_sizes: tuple[int, ...] = (8,)
     scale: float = 2.0
+    train_a: bool = True
     head_only: bool = False
     num_epochs: int = 1
     max_steps: int | None = None
@@ -42,6 +55,8 @@ class Grid:
     cut_codecs: tuple[str, ...] = ("none",)
     local_loss: tuple[bool, ...] = (False,)
     whole: bool = True
+    up_codecs: tuple[str, ...] = ("none",)
+    down_codecs: tuple[str, ...] = ("none",)
 
 
 _CUT_KNOBS = ("cut", "tail", "cut_codec", "local_loss", "recompute")
@@ -50,9 +65,9 @@ _CUT_KNOBS = ("cut", "tail", "cut_codec", "local_loss", "recompute")
 def build_menu(grid: Grid) -> tuple[Assignment, ...]:
     """The grid's assignments, without repeats, in one order for any order of the knobs' values.
 
-    Small to large: by the sum of ranks, then trained blocks, batch size, bf16 before fp32, recomputation
-    (less memory) before none, and cuts from low to high before the whole model. Combinations with a cut
-    that an assignment refuses are left out, such as recomputation where the client trains no block.
+    Small to large: by the sum of ranks, then width, trained blocks, batch size, bf16 before fp32,
+    recomputation (less memory) before none, and cuts from low to high before the whole model. Combinations
+    with a cut that an assignment refuses are left out, such as recomputation where no block is trained.
 
     Raises:
         ConfigError: for a value out of range, a value of which every combination is refused, or a grid
@@ -70,29 +85,56 @@ def build_menu(grid: Grid) -> tuple[Assignment, ...]:
 
 
 def _whole(grid: Grid) -> Iterator[Assignment]:
-    adapters: list[Lora | HeadOnly] = [HeadOnly()] if grid.head_only else []
-    for depth, rank in itertools.product(grid.depths, grid.ranks):
-        adapters.append(_lora(grid, grid.num_blocks if depth == "all" else depth, rank))
-    knobs = itertools.product(adapters, grid.recompute, grid.dtypes, grid.batch_sizes)
-    for adapter, recompute, dtype, batch_size in knobs:
+    adapters = _adapters(grid)
+    steps = itertools.product(adapters, grid.recompute, grid.dtypes, grid.batch_sizes)
+    links = itertools.product(grid.up_codecs, grid.down_codecs, _widths(grid))
+    for (adapter, recompute, dtype, batch_size), (up, down, width) in itertools.product(steps, links):
+        if width is not None and isinstance(adapter, Lora):
+            continue  # whole blocks alone
         yield Assignment(
             blocks=tuple(range(grid.num_blocks)),
             adapter=adapter,
             dtype=dtype,
             # Without a trained block there is nothing to recompute: both values are one assignment.
-            recompute=recompute and isinstance(adapter, Lora),
+            recompute=recompute and not isinstance(adapter, HeadOnly),
             batch_size=batch_size,
             num_epochs=grid.num_epochs,
             max_steps=grid.max_steps,
+            up_codec=up,
+            down_codec=down,
+            width=width,
         )
+
+
+def _widths(grid: Grid) -> list[Width | None]:
+    axes = tuple(axis for axis in AXES if axis in grid.width_axes)
+    return [None if share == 1 else Width(share=share, axes=axes) for share in grid.widths]
+
+
+def _adapters(grid: Grid) -> list[Adapter]:
+    adapters: list[Adapter] = [HeadOnly()] if grid.head_only else []
+    for tuning, depth in itertools.product(grid.tunings, grid.depths):
+        count = grid.num_blocks if depth == "all" else depth
+        match tuning:
+            case "lora":
+                adapters += [_lora(grid, count, rank) for rank in grid.ranks]
+            case "full":
+                stem = depth == "all"
+                adapters.append(weights_on_top(grid.num_blocks, count, "all", stem=stem))
+            case "bitfit":
+                adapters.append(weights_on_top(grid.num_blocks, count, "bias"))
+            case _:
+                assert_never(tuning)
+    return adapters
 
 
 def _cut(grid: Grid, whole: tuple[Assignment, ...]) -> list[Assignment]:
     """Every whole entry at every cut, but for those that an assignment refuses."""
     menu: list[Assignment] = []
     refused: dict[tuple[str, object], ConfigError] = {}
+    of_full_width = [entry for entry in whole if entry.width is None]
     for entry, cut, tail, codec, local_loss in itertools.product(
-        whole, grid.cuts, grid.tails, grid.cut_codecs, grid.local_loss
+        of_full_width, grid.cuts, grid.tails, grid.cut_codecs, grid.local_loss
     ):
         blocks = tuple(range(cut))
         try:
@@ -124,12 +166,17 @@ def _check_room(num_blocks: int, cut: int, tail: int) -> None:
 def _lora(grid: Grid, depth: int, rank: int) -> Lora:
     if rank < 1:
         raise ConfigError(f"A menu's ranks are 1 or more, found {rank}; head_only = true is for rank 0.")
-    return lora_on_top(grid.num_blocks, depth, rank, targets=grid.targets, scale=grid.scale)
+    return lora_on_top(
+        grid.num_blocks, depth, rank, targets=grid.targets, scale=grid.scale, train_a=grid.train_a
+    )
 
 
-def _size(assignment: Assignment) -> tuple[int, int, int, bool, bool, bool, int, int, bool, str]:
+def _size(
+    assignment: Assignment,
+) -> tuple[int, float, int, int, bool, bool, bool, int, int, bool, str, str, str]:
     return (
         assignment.sum_of_ranks,
+        1.0 if assignment.width is None else assignment.width.share,
         assignment.num_trained_blocks,
         assignment.batch_size,
         assignment.dtype == "fp32",
@@ -139,4 +186,6 @@ def _size(assignment: Assignment) -> tuple[int, int, int, bool, bool, bool, int,
         assignment.tail,
         assignment.local_loss,
         assignment.cut_codec,
+        assignment.up_codec,
+        assignment.down_codec,
     )

@@ -1,6 +1,6 @@
-"""What a policy may ask clients to report of each block, and how a record writes the answers down.
+"""What a policy may ask clients to report, and how a record writes the answers down.
 
-`fedray.training.observables` says what the values are.
+`fedray.training.observables` says what the values are: one of each block, and of ``squared_loss`` one in all.
 """
 
 import json
@@ -11,19 +11,21 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Observable = Literal["grad_norm", "fisher", "salience"]
-OBSERVABLES: tuple[Observable, ...] = get_args(Observable)
+BlockObservable = Literal["grad_norm", "fisher", "salience"]
+Observable = BlockObservable | Literal["squared_loss"]
+BLOCK_OBSERVABLES: tuple[BlockObservable, ...] = get_args(BlockObservable)
+OBSERVABLES: tuple[Observable, ...] = (*BLOCK_OBSERVABLES, "squared_loss")
 
 
 def statistics_to_json(statistics: Mapping[str, Sequence[float]]) -> str:
-    """Values of each block by observable; JSON has no value that is not a number, so null stands for it."""
+    """Values by observable; JSON has no value that is not a number, so null stands for it."""
     return json.dumps(
         {name: [None if isnan(value) else value for value in own] for name, own in statistics.items()}
     )
 
 
 def statistics_from_json(text: str) -> dict[str, NDArray[np.float64]]:
-    """What `statistics_to_json` wrote, [num_blocks] each."""
+    """What `statistics_to_json` wrote, [num_blocks] each, `squared_loss` [1]."""
     if text == "{}":
         return {}  # of most runs, in every row
     return {name: np.array(values, np.float64) for name, values in json.loads(text).items()}

@@ -23,6 +23,7 @@ Bools = NDArray[np.bool_]
 State = Mapping[str, Any]  # a tree of arrays, numbers and strings; checkpointed as it is
 LEAVE_OUT = -1
 Choice = Ints | Sequence[int] | Sequence[Assignment | None]
+Selected = Ints | Sequence[int] | tuple[Ints | Sequence[int], State]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,12 @@ class Offers:
             spread = np.broadcast_to(getattr(self, name), self.fits.shape)
             object.__setattr__(self, name, spread)
 
+    def seconds_of(self, choice: Ints) -> Floats:
+        """Virtual seconds of each client's entry, [clients]; infinity where it is -1."""
+        seconds = self.virtual_seconds[np.maximum(choice, 0), np.arange(len(choice))]
+        found: Floats = np.where(choice == LEAVE_OUT, np.inf, seconds)
+        return found
+
     @property
     def cut(self) -> Ints:
         """Leading blocks that the client keeps, [menu]: all of them in an entry without a cut."""
@@ -143,6 +150,14 @@ class Offers:
                 f"{policy} chooses cuts, and none of the menu's {len(self.menu)} assignments has one; give "
                 "menu.cuts."
             )
+
+    def each(self, condition: Sequence[bool]) -> Bools:
+        """A condition on entries, [menu], as `best` takes it: for every client alike."""
+        return np.array(condition, np.bool_)[:, None]
+
+    def in_order(self, *keys: Ints | Floats | Sequence[float]) -> Ints:
+        """A key for `best`, [menu]: larger where the first of these, [menu] each, that differs is larger."""
+        return np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
     def best(self, key: Ints | Floats, among: Bools | None = None) -> Ints:
         """Each client's fitting entry with the largest key, the fastest of equals; -1 where none fits.
@@ -201,6 +216,18 @@ def _everybody(client_ids: Ints) -> Bools:
     return np.ones(len(client_ids), np.bool_)
 
 
+def _no_profiles(client_ids: Ints) -> "Cohort":
+    raise PolicyError("This view was made without profiles; give it cohort_of.")
+
+
+def _no_prices(client_ids: Ints) -> Offers:
+    raise PolicyError("This view was made without prices; give it offers_of.")
+
+
+def _unknown() -> Ints:
+    return np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """What a policy may know before it selects.
@@ -211,7 +238,9 @@ class View:
         num_clients: of the fleet's clients that train.
         clients_per_round: what the configuration asks for.
         menu: the configuration's assignments.
+        num_rows: of each client's training data, [num_clients].
         is_online: what `View.online` asks, [clients] to [clients]; it knows the fleet and the round.
+        cohort_of: what `View.cohort` asks; ``offers_of`` what `View.offers` asks.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``, and
             as ``statistics`` the values of the policy's observables, [num_blocks] each by name: not a
             number where the client trains nothing of a block, and nothing from one whose update did
@@ -223,7 +252,10 @@ class View:
     num_clients: int
     clients_per_round: int
     menu: tuple[Assignment, ...]
+    num_rows: Ints = field(default_factory=_unknown)
     is_online: Callable[[Ints], Bools] = _everybody
+    cohort_of: Callable[[Ints], Cohort] = _no_profiles
+    offers_of: Callable[[Ints], Offers] = _no_prices
     history: Sequence[Mapping[str, Any]] = field(default=())
 
     def sample(self, count: int | None = None, *, online: bool = False) -> Ints:
@@ -253,13 +285,28 @@ class View:
         Raises:
             PolicyError: if an id is not one of the fleet's.
         """
+        return self.is_online(self._known(client_ids, "online"))
+
+    def cohort(self, client_ids: Ints | Sequence[int]) -> Cohort:
+        """These clients as they declare themselves. Raises PolicyError for an id that is not there."""
+        return self.cohort_of(self._known(client_ids, "cohort"))
+
+    def offers(self, client_ids: Ints | Sequence[int]) -> Offers:
+        """The round's menu priced for these clients, as ``assign`` would be given it.
+
+        Arrays are [menu, clients], so ask about some of a large fleet at a time. Raises PolicyError for an
+        id that is not there.
+        """
+        return self.offers_of(self._known(client_ids, "offers"))
+
+    def _known(self, client_ids: Ints | Sequence[int], asked: str) -> Ints:
         ids = np.asarray(client_ids, np.int64)
         beyond = ids[(ids < 0) | (ids >= self.num_clients)]
         if len(beyond):
             raise PolicyError(
-                f"online was asked about client {beyond[0]}; ids are 0 to {self.num_clients - 1}."
+                f"{asked} was asked about client {beyond[0]}; ids are 0 to {self.num_clients - 1}."
             )
-        return self.is_online(ids)
+        return ids
 
 
 @runtime_checkable
@@ -268,13 +315,14 @@ class Policy(Protocol):
 
     aggregation: str | None
     pace: Pace | None
+    aggregation_interval: int | None
     observables: tuple[Observable, ...]
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """The assignments to price this round."""
 
-    def select(self, view: View, state: State) -> Ints:
-        """Ids of this round's clients, without repeats."""
+    def select(self, view: View, state: State) -> Selected:
+        """Ids of this round's clients, without repeats; or these and the state from now on."""
 
     def assign(self, cohort: Cohort, offers: Offers, state: State) -> tuple[Choice, State]:
         """One menu index per client of the cohort, -1 to leave it out; or one assignment each, or None."""

@@ -7,6 +7,7 @@ A policy's file holds one of two forms::
     class Anything:                                       # or a class; only assign is needed
         aggregation = "factor_mean"
         pace = Pace(goal=10)
+        aggregation_interval = 5
         observables = {"fisher"}
         def __init__(self, *, option=1): ...
         def menu(self, view): ...
@@ -15,31 +16,36 @@ A policy's file holds one of two forms::
         def observe(self, records, state): ...
 
 An ``assign`` that takes the state returns ``(choice, state)``; one that does not returns the choice.
-Beside the function the file may say ``aggregation``, ``pace`` and ``observables`` as the class does.
+Beside the function the file may say ``aggregation``, ``pace``, ``aggregation_interval`` and ``observables``
+as the class does.
 """
 
-import difflib
 import functools
-import importlib.util
 import inspect
-import sys
-import traceback
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from inspect import Parameter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from fedray.assignment import Assignment
-from fedray.cost import Ints
-from fedray.errors import FedrayError, PolicyError
+from fedray.errors import PolicyError
 from fedray.observable import OBSERVABLES, Observable
-from fedray.policy import Choice, Cohort, Offers, Pace, Policy, State, View
+from fedray.policy import Choice, Cohort, Offers, Pace, Policy, Selected, State, View
+from fedray.policy_file import (
+    OF_A_CLASS,
+    OF_A_FUNCTION,
+    Origin,
+    blamed,
+    check_options,
+    count_inputs,
+    file_of,
+    find_file,
+    the_only,
+)
+from fedray.python_file import run_file
 from fedray.shipped import shipped
 
+_INPUTS = ("cohort", "offers", "state")
 # Before the name of a policy that lies in no file.
 _IN_PYTHON = "python:"
 
@@ -50,16 +56,17 @@ class LoadedPolicy:
     Whatever the policy's own code raises becomes a PolicyError that names its file and line.
     """
 
-    def __init__(self, source: "_Source", assign: Callable[..., Any], policy: object) -> None:
+    def __init__(self, source: Origin, assign: Callable[..., Any], policy: object) -> None:
         """Args: ``assign`` with its options bound; ``policy`` is asked for everything else, if it has it."""
         self.name = source.name
         self.file = source.file
         self._source = source
         self._policy = policy
         self._assign = assign
-        self._takes_state = _count_inputs(source, assign) == 3
+        self._takes_state = count_inputs(source, "assign", assign, _INPUTS) == 3
         self.aggregation: str | None = self._declared("aggregation", str)
         self.pace: Pace | None = self._declared("pace", Pace)
+        self.aggregation_interval: int | None = self._interval()
         self.observables: tuple[Observable, ...] = self._observables()
 
     def menu(self, view: View) -> Sequence[Assignment]:
@@ -69,16 +76,21 @@ class LoadedPolicy:
         menu: Sequence[Assignment] = self._ask("menu", view)
         return menu
 
-    def select(self, view: View, state: State) -> Ints:
+    @property
+    def selects(self) -> bool:
+        """Whether it chooses clients itself."""
+        return self._has("select")
+
+    def select(self, view: View, state: State) -> Selected:
         """The policy's own, or a uniform sample."""
-        if not self._has("select"):
+        if not self.selects:
             return view.sample()
-        client_ids: Ints = self._ask("select", view, state)
-        return client_ids
+        selected: Selected = self._ask("select", view, state)
+        return selected
 
     def assign(self, cohort: Cohort, offers: Offers, state: State) -> tuple[Choice, State]:
         """The policy's answer, unchecked, and what it remembers from now on."""
-        with _blamed(self._source, "assign"):
+        with blamed(self._source, "assign"):
             if not self._takes_state:
                 return self._assign(cohort, offers), state
             answer = self._assign(cohort, offers, state)
@@ -109,7 +121,7 @@ class LoadedPolicy:
         return not (inspect.ismethod(found) and found.__func__ is getattr(Policy, method))
 
     def _ask(self, method: str, *inputs: object) -> Any:
-        with _blamed(self._source, method):
+        with blamed(self._source, method):
             return getattr(self._policy, method)(*inputs)
 
     def _declared(self, attribute: str, kind: type) -> Any:
@@ -120,6 +132,15 @@ class LoadedPolicy:
                 f"{attribute} is a {kind.__name__} or absent, not {value!r}."
             )
         return value
+
+    def _interval(self) -> int | None:
+        """In rounds. Raises PolicyError for less than one."""
+        rounds: int | None = self._declared("aggregation_interval", int)
+        if rounds is not None and rounds < 1:
+            raise PolicyError(
+                f"Policy {self.name!r} ({self.file}): aggregation_interval is 1 round or more, not {rounds}."
+            )
+        return rounds
 
     def _observables(self) -> tuple[Observable, ...]:
         """In one order, whatever a set's is: they cross the wire. Raises PolicyError for an unknown one."""
@@ -160,10 +181,11 @@ def load_policy(source: str | Path, options: Mapping[str, Any] | None = None) ->
             f"The policy {name!r} was given in Python and lies in no file that could be loaded; go on in "
             f"Python with fedray.resume(out, policy={name}), or name a policy or the path of its file."
         )
-    file = _find(str(source))
-    origin = _Source(name=file.stem, file=str(file))
-    module = _imported(origin)
-    found = _only_policy(module, origin)
+    file = find_file(str(source), shipped("policies"), "policy")
+    origin = Origin(name=file.stem, file=str(file))
+    with blamed(origin, "its import"):
+        module = run_file(file, "policy")
+    found = the_only(module, origin, "assign", "cohort, offers")
     if inspect.isclass(found):
         return _from_class(origin, found, dict(options or {}))
     return _from_function(origin, found, dict(options or {}), declares=module)
@@ -182,7 +204,7 @@ def adapt_policy(policy: object, options: Mapping[str, Any] | None = None) -> Lo
         )
     given = dict(options or {})
     named = policy if inspect.isclass(policy) or inspect.isfunction(policy) else type(policy)
-    origin = _Source(name=named.__name__, file=_file_of(named))
+    origin = Origin(name=named.__name__, file=file_of(named))
     if inspect.isclass(policy):
         return _from_class(origin, policy, given)
     if hasattr(policy, "assign"):
@@ -198,129 +220,20 @@ def adapt_policy(policy: object, options: Mapping[str, Any] | None = None) -> Lo
     return _from_function(origin, policy, given, declares=policy)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """What a message calls the policy."""
-
-    name: str
-    file: str
-
-
-def _from_class(origin: _Source, made_by: type, options: dict[str, Any]) -> LoadedPolicy:
+def _from_class(origin: Origin, made_by: type, options: dict[str, Any]) -> LoadedPolicy:
     if not hasattr(made_by, "assign"):
         raise PolicyError(f"Policy {origin.name!r} ({origin.file}) has no method assign(cohort, offers).")
-    _check_options(origin, made_by, options, (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY))
-    with _blamed(origin, "__init__"):
+    check_options(origin, made_by, options, OF_A_CLASS)
+    with blamed(origin, "__init__"):
         policy = made_by(**options)
     return LoadedPolicy(origin, policy.assign, policy)
 
 
 def _from_function(
-    origin: _Source, assign: Callable[..., Any], options: dict[str, Any], declares: object
+    origin: Origin, assign: Callable[..., Any], options: dict[str, Any], declares: object
 ) -> LoadedPolicy:
-    _check_options(origin, assign, options, (Parameter.KEYWORD_ONLY,))
+    check_options(origin, assign, options, OF_A_FUNCTION)
     # Of the module only what it declares counts: a function that it imported is not its answer.
-    declared = ("aggregation", "pace", "observables")
+    declared = ("aggregation", "pace", "aggregation_interval", "observables")
     facts = {name: getattr(declares, name) for name in declared if hasattr(declares, name)}
     return LoadedPolicy(origin, functools.partial(assign, **options), SimpleNamespace(**facts))
-
-
-def _find(source: str) -> Path:
-    if source.endswith(".py") or "/" in source:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise PolicyError(f"No policy at {source!r}: there is no such file in {Path.cwd()}.")
-        return path.resolve()
-    folder = shipped("policies")
-    if (folder / f"{source}.py").is_file():
-        return folder / f"{source}.py"
-    names = sorted(file.stem for file in folder.glob("[a-z]*.py"))
-    near = difflib.get_close_matches(source, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise PolicyError(f"No policy is named {source!r}; shipped are {', '.join(names)}, or give a path.{hint}")
-
-
-def _imported(origin: _Source) -> ModuleType:
-    # A name of its own, so that two files called policy.py do not replace each other.
-    name = f"_fedray_policy_{origin.name}_{zlib.crc32(origin.file.encode()):08x}"
-    spec = importlib.util.spec_from_file_location(name, origin.file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up here
-    with _blamed(origin, "its import"):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _only_policy(module: ModuleType, origin: _Source) -> Any:
-    own = [value for name, value in vars(module).items() if not name.startswith("_")]
-    found = [
-        value
-        for value in own
-        if inspect.isclass(value) and value.__module__ == module.__name__ and hasattr(value, "assign")
-    ]
-    if hasattr(module, "assign"):
-        found.append(module.assign)
-    if len(found) != 1:
-        names = ", ".join(value.__name__ for value in found) or "nothing of the kind"
-        raise PolicyError(
-            f"{origin.file} must hold one policy, a function assign(cohort, offers) or a class with that "
-            f"method; found {names}."
-        )
-    return found[0]
-
-
-def _count_inputs(origin: _Source, assign: Callable[..., Any]) -> int:
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    count = sum(parameter.kind in kinds for parameter in inspect.signature(assign).parameters.values())
-    if count not in (2, 3):
-        raise PolicyError(
-            f"Policy {origin.name!r} ({origin.file}): assign takes (cohort, offers) or (cohort, offers, "
-            f"state), and options by keyword only (after a *); found {count} positional parameters."
-        )
-    return count
-
-
-def _check_options(
-    origin: _Source, made_by: Callable[..., Any], given: Mapping[str, Any], kinds: tuple[object, ...]
-) -> None:
-    parameters = inspect.signature(made_by).parameters.values()
-    accepted = {parameter.name: parameter for parameter in parameters if parameter.kind in kinds}
-    takes = f"it takes {', '.join(accepted)}" if accepted else "it takes none"
-    for name in given:
-        if name not in accepted:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise PolicyError(f"Policy {origin.name!r} has no option {name!r}; {takes}.{hint}")
-    for name, parameter in accepted.items():
-        if parameter.default is Parameter.empty and name not in given:
-            raise PolicyError(f"Policy {origin.name!r} needs the option {name!r}; {takes}.")
-
-
-@contextmanager
-def _blamed(origin: _Source, method: str) -> Iterator[None]:
-    """Turns what the policy's own code raises into a PolicyError that says where."""
-    try:
-        yield
-    except PolicyError:
-        raise
-    except Exception as error:
-        said = str(error) if isinstance(error, FedrayError) else f"{type(error).__name__}: {error}"
-        where = _where(error, origin.file)
-        raise PolicyError(f"Policy {origin.name!r} failed in {method} at {where}: {said}") from error
-
-
-def _where(error: Exception, file: str) -> str:
-    if isinstance(error, SyntaxError) and error.filename == file:
-        return f"{file}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f"{file}:{frames[-1].lineno}" if frames else file
-
-
-def _file_of(policy: Any) -> str:
-    """A notebook's own code has no file; what it has instead says so."""
-    try:
-        return inspect.getsourcefile(policy) or policy.__module__
-    except TypeError:
-        return str(policy.__module__)

@@ -8,6 +8,7 @@ from fedray.holdings import Holdings
 from fedray.observable import statistics_from_json
 from fedray.policy import State
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
+from fedray.training.job import ClientState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +34,14 @@ class Progress:
 
     Attributes:
         audited: the verdict on each distinct piece of work that ran alone under the counter.
+        client_states: what each client keeps between rounds, by client; whoever keeps nothing is not there.
     """
 
     state: GlobalState
     holdings: Holdings
     policy_state: State = field(default_factory=dict)
     audited: dict[str, Verdict] = field(default_factory=dict)
+    client_states: dict[int, ClientState] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     clients: list[ClientRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
@@ -47,6 +50,13 @@ class Progress:
     def finished_rounds(self) -> int:
         """How many; the next is one more."""
         return len(self.rounds)
+
+    def remember(self, states: Mapping[int, ClientState]) -> None:
+        """What these clients keep from now on; the others keep what they had."""
+        self.client_states |= states
+        for client, state in states.items():
+            if not state:
+                del self.client_states[client]
 
     def history(self) -> list[Mapping[str, object]]:
         """Client records as a policy sees them: columns of ``clients.parquet``."""

@@ -19,15 +19,18 @@ from fedray.cost import Device, Floats, Footprint, Ints
 class Riders:
     """Clients under a cut; arrays are [clients]. A client without one has no steps.
 
-    A step is *fresh* if its hidden states cross; where they are kept, only the first epoch's are.
+    A step is *fresh* if its hidden states cross; where they are kept, only the first epoch's are. Under a
+    tail it turns midway: down comes what the tail reads, and up goes the gradient of that.
 
     Attributes:
         num_steps: local steps; a sweep serves one.
         num_fresh: the first of them, which are fresh.
-        forward_seconds: of the client's own arithmetic in a step before it sends; ``backward_seconds``
-            after that. A step that is not fresh and has no tail takes neither.
+        forward_seconds: of the client's own arithmetic in a step before it sends; ``turn_seconds`` in its
+            tail; ``backward_seconds`` after that. A step that is not fresh takes nothing before its tail, and
+            without one nothing at all.
         fresh_up_bytes: up, of all fresh steps; ``later_up_bytes`` of the others.
-        down_bytes: down, of all steps.
+        fresh_turn_up_bytes: of the fresh ones' those that a tail sends; of the others' all are.
+        down_bytes: down, of all steps; ``turn_down_bytes`` those of them that a tail reads.
         up_messages: of a fresh step, one more than of another; ``down_messages`` of any step.
         server_flops: of one step on the server.
         first_block: the cut.
@@ -36,10 +39,13 @@ class Riders:
     num_steps: Ints
     num_fresh: Ints
     forward_seconds: Floats
+    turn_seconds: Floats
     backward_seconds: Floats
     fresh_up_bytes: Ints
+    fresh_turn_up_bytes: Ints
     later_up_bytes: Ints
     down_bytes: Ints
+    turn_down_bytes: Ints
     up_messages: Ints
     down_messages: Ints
     server_flops: Ints
@@ -84,19 +90,25 @@ class Riders:
         compute = footprint.roofline.seconds(device.flops_per_s[assignment.dtype], device.memory_bytes_per_s)
         flops = footprint.forward_flops + footprint.backward_flops
         forward_share = footprint.forward_flops / flops if flops else 1.0
+        turn_share = footprint.turn_flops / flops if flops else 0.0
+        # With nothing below the cut to train the gradient's norm goes up with the tail's gradient.
+        norm = crossing.up_bytes_per_step if again and crossing.kept else 0
         count = np.ones(len(num_rows), np.int64)
         return Riders(
             num_steps=steps,
             num_fresh=fresh,
             forward_seconds=compute * forward_share,
-            backward_seconds=compute * (1 - forward_share),
+            turn_seconds=compute * turn_share,
+            backward_seconds=compute * (1 - forward_share - turn_share),
             fresh_up_bytes=crossing.up_bytes_per_token * fresh_tokens
             + crossing.up_bytes_per_row * fresh_rows
             + crossing.up_bytes_per_step * fresh,
+            fresh_turn_up_bytes=again * fresh_tokens + norm * fresh,
             later_up_bytes=again * (tokens - fresh_tokens) + crossing.up_bytes_per_step * (steps - fresh),
             down_bytes=crossing.down_bytes_per_token * tokens
             + crossing.down_bytes_per_row * rows
             + crossing.down_bytes_per_step * steps,
+            turn_down_bytes=again * tokens,
             up_messages=count * -(-crossing.num_messages // 2),
             down_messages=count * (crossing.num_messages // 2),
             server_flops=count * share.flops,
@@ -121,14 +133,25 @@ class Riders:
         return self.down_messages > 0
 
     @property
+    def turns(self) -> NDArray[np.bool_]:
+        """Whether a step turns at a tail."""
+        return self.up_messages > 1
+
+    @property
     def num_computed(self) -> Ints:
         """Steps with arithmetic of the client's own."""
         return np.where(self.waits, self.num_steps, self.num_fresh)
 
     @property
+    def step_seconds(self) -> Floats:
+        """The client's own arithmetic in one fresh step."""
+        return self.forward_seconds + self.turn_seconds + self.backward_seconds
+
+    @property
     def compute_seconds(self) -> Floats:
         """The client's own arithmetic in all steps."""
-        return self.num_computed * (self.forward_seconds + self.backward_seconds)
+        after = self.turn_seconds + self.backward_seconds
+        return self.num_fresh * self.forward_seconds + self.num_computed * after
 
     @property
     def up_bytes(self) -> Ints:
@@ -143,36 +166,40 @@ class Riders:
         return count
 
     @property
-    def fresh_up_share(self) -> Floats:
-        """Bytes up in one fresh step."""
-        share: Floats = self.fresh_up_bytes / np.maximum(self.num_fresh, 1)
-        return share
+    def first_up(self) -> "Leg":
+        """To the cut, of a fresh step."""
+        share = (self.fresh_up_bytes - self.fresh_turn_up_bytes) / np.maximum(self.num_fresh, 1)
+        return Leg(num_messages=self.up_messages - self.turns, num_bytes=share)
 
     @property
-    def later_up_share(self) -> Floats:
-        """Bytes up in one step that is not fresh."""
-        share: Floats = self.later_up_bytes / np.maximum(self.num_steps - self.num_fresh, 1)
-        return share
+    def later_up(self) -> "Leg":
+        """To the cut, of a step that is not fresh."""
+        share = self.later_up_bytes / np.maximum(self.num_steps - self.num_fresh, 1)
+        return Leg(num_messages=0 * self.up_messages, num_bytes=np.where(self.turns, 0.0, share))
 
     @property
-    def down_share(self) -> Floats:
-        """Bytes down in one step."""
-        share: Floats = self.down_bytes / np.maximum(self.num_steps, 1)
-        return share
+    def turn_down(self) -> "Leg":
+        """To the tail."""
+        share = self.turn_down_bytes / np.maximum(self.num_steps, 1)
+        return Leg(num_messages=self.turns.astype(np.int64), num_bytes=share)
 
-    def fresh_up_seconds(self, device: Device) -> Floats:
-        """Of the messages up in one fresh step."""
-        return self.up_messages * device.rtt_seconds + self.fresh_up_share * 8 / device.up_bps
+    @property
+    def fresh_turn_up(self) -> "Leg":
+        """From the tail, of a fresh step."""
+        share = self.fresh_turn_up_bytes / np.maximum(self.num_fresh, 1)
+        return Leg(num_messages=self.turns.astype(np.int64), num_bytes=share)
 
-    def later_up_seconds(self, device: Device) -> Floats:
-        """Of the messages up in one step that is not fresh."""
-        trips = np.maximum(self.up_messages - 1, 0) * device.rtt_seconds
-        seconds: Floats = trips + self.later_up_share * 8 / device.up_bps
-        return seconds
+    @property
+    def later_turn_up(self) -> "Leg":
+        """From the tail, of a step that is not fresh."""
+        share = self.later_up_bytes / np.maximum(self.num_steps - self.num_fresh, 1)
+        return Leg(num_messages=self.turns.astype(np.int64), num_bytes=np.where(self.turns, share, 0.0))
 
-    def down_seconds(self, device: Device) -> Floats:
-        """Of the messages down in one step."""
-        return self.down_messages * device.rtt_seconds + self.down_share * 8 / device.down_bps
+    @property
+    def last_down(self) -> "Leg":
+        """From the cut."""
+        share = (self.down_bytes - self.turn_down_bytes) / np.maximum(self.num_steps, 1)
+        return Leg(num_messages=self.down_messages - self.turns, num_bytes=share)
 
     def seconds_alone(self, device: Device, sweep_seconds: Floats) -> Floats:
         """From the first step's start to the last one's end on a server with nobody else, [clients].
@@ -183,20 +210,54 @@ class Riders:
             device: the clients' declared links.
             sweep_seconds: of one step alone on the server, [clients].
         """
-        computed, up = self.forward_seconds + self.backward_seconds, self.fresh_up_seconds(device)
+        up, later_up = (
+            self.first_up.up_seconds(device),
+            self.later_up.up_seconds(device),
+        )
+        turn, later_turn = (
+            self.turn_down.down_seconds(device) + back.up_seconds(device)
+            for back in (self.fresh_turn_up, self.later_turn_up)
+        )
+        down = self.last_down.down_seconds(device)
         later = self.num_steps - self.num_fresh
         swept = self.num_steps * sweep_seconds
-        own = self.num_fresh * (computed + up)
+        own = self.num_fresh * (self.step_seconds + up)
         in_turn = (
-            own
-            + later * (computed + self.later_up_seconds(device))
-            + self.num_steps * self.down_seconds(device)
+            self.num_fresh * (self.step_seconds + up + turn)
+            + later * (self.step_seconds - self.forward_seconds + later_up + later_turn)
+            + self.num_steps * down
             + swept
         )
-        between = np.maximum(computed + up, sweep_seconds)  # of two sweeps, while the client still sends
+        between = np.maximum(self.step_seconds + up, sweep_seconds)  # of two sweeps, while it still sends
         last_sweep = self.forward_seconds + up + (self.num_fresh - 1) * between + (later + 1) * sweep_seconds
         seconds = np.where(self.waits, in_turn, np.maximum(own, last_sweep))
         return np.where(self.num_steps > 0, seconds, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """One way over the cut in a step; arrays are [clients].
+
+    Attributes:
+        num_messages: each pays a round trip.
+        num_bytes: an even share of a client's own.
+    """
+
+    num_messages: Ints
+    num_bytes: Floats
+
+    def trip_seconds(self, device: Device) -> Floats:
+        """Before the first byte."""
+        seconds: Floats = self.num_messages * device.rtt_seconds
+        return seconds
+
+    def up_seconds(self, device: Device) -> Floats:
+        """Until the last byte, if it goes up."""
+        return self.trip_seconds(device) + self.num_bytes * 8 / device.up_bps
+
+    def down_seconds(self, device: Device) -> Floats:
+        """Until the last byte, if it comes down."""
+        return self.trip_seconds(device) + self.num_bytes * 8 / device.down_bps
 
 
 def _steps(assignment: Assignment, per_epoch: Ints) -> Ints:

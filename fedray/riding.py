@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedray.cost import Device, Floats, Ints
-from fedray.riders import Riders
+from fedray.riders import Leg, Riders
 from fedray.timetable import Timetable, Travellers
 
 
@@ -50,12 +51,17 @@ class _Steps:
 
     Attributes:
         begins: when its forward starts; ``boards`` when all of it has arrived at the server.
+        tops: when its sweep was at the top; ``turns`` when its tail starts, ``turned`` when what that sends
+            has arrived.
         swept: when its sweep ended; ``returns`` when the client's backward starts.
         waited_seconds: for the server.
     """
 
     begins: Floats
     boards: Floats
+    tops: Floats
+    turns: Floats
+    turned: Floats
     swept: Floats
     returns: Floats
     waited_seconds: float
@@ -69,54 +75,93 @@ def _spent(
     rider, device = who.riders.take(one), who.device.take(one)
     if not rider.num_steps[0]:
         return 0.0, 0.0, 0.0, 0.0, 0.0
-    start, ends = float(who.start_seconds[client]), table.step_ends[client]
+    start = float(who.start_seconds[client])
     if rider.waits[0]:
-        steps = _in_turn(rider, device, start, ends, until)
+        steps = _in_turn(rider, device, start, (table.step_tops[client], table.step_ends[client]), until)
     else:
         steps = _on_its_own(rider, device, start, min(until, float(table.finish_seconds[client])))
     is_fresh = np.arange(len(steps.begins)) < rider.num_fresh
-    up_messages = np.where(is_fresh, rider.up_messages, rider.up_messages - 1)
-    up_share = np.where(is_fresh, rider.fresh_up_share, rider.later_up_share)
-    sent_for = until - steps.begins - rider.forward_seconds - up_messages * device.rtt_seconds
-    came_for = until - steps.swept - rider.down_messages * device.rtt_seconds
-    computed = np.clip(until - steps.begins, 0, rider.forward_seconds)
-    computed_after = np.clip(until - steps.returns, 0, rider.backward_seconds)
-    has_come = steps.swept + rider.down_seconds(device) <= until
-    return (
-        float(computed.sum() + computed_after.sum()),
-        steps.waited_seconds,
-        _flowed(up_share, device.up_bps, sent_for),
-        _flowed(rider.down_share, device.down_bps, came_for),
-        float(up_messages[steps.boards <= until].sum() + (rider.down_messages * has_come).sum()),
+    first_up = _either(is_fresh, rider.first_up, rider.later_up)
+    turn_up = _either(is_fresh, rider.fresh_turn_up, rider.later_turn_up)
+    forward = np.where(is_fresh, rider.forward_seconds, 0.0)
+    computed = (
+        np.clip(until - steps.begins, 0, forward).sum()
+        + np.clip(until - steps.turns, 0, rider.turn_seconds).sum()
+        + np.clip(until - steps.returns, 0, rider.backward_seconds).sum()
     )
+    up_bytes = _flowed(first_up, device.up_bps, until - steps.begins - forward, device)
+    up_bytes += _flowed(turn_up, device.up_bps, until - steps.turns - rider.turn_seconds, device)
+    down_bytes = _flowed(rider.turn_down, device.down_bps, until - steps.tops, device)
+    down_bytes += _flowed(rider.last_down, device.down_bps, until - steps.swept, device)
+    messages = (
+        (first_up.num_messages * (steps.boards <= until)).sum()
+        + (rider.turn_down.num_messages * (steps.turns <= until)).sum()
+        + (turn_up.num_messages * (steps.turned <= until)).sum()
+        + (rider.last_down.num_messages * (steps.returns <= until)).sum()
+    )
+    return float(computed), steps.waited_seconds, up_bytes, down_bytes, float(messages)
 
 
-def _in_turn(rider: Riders, device: Device, start: float, ends: Floats, until: float) -> _Steps:
+def _in_turn(
+    rider: Riders, device: Device, start: float, served: tuple[Floats, Floats], until: float
+) -> _Steps:
+    """Args: served: tops and ends of the sweeps that served its steps, as far as they came."""
+    tops, ends = served
     count = min(len(ends) + 1, int(rider.num_steps[0]))
-    swept = np.append(ends, np.inf)[:count]
-    returns = swept + rider.down_seconds(device)
+    at_top, swept = (np.append(times, [np.inf, np.inf])[:count] for times in (tops, ends))
+    returns = swept + rider.last_down.down_seconds(device)
     begins = np.append(start, returns + rider.backward_seconds)[:count]
     is_fresh = np.arange(count) < rider.num_fresh
-    up_seconds = np.where(is_fresh, rider.fresh_up_seconds(device), rider.later_up_seconds(device))
-    boards = begins + rider.forward_seconds + up_seconds
-    waited = np.maximum(np.minimum(swept, until) - boards, 0)
+    first_up = _either(is_fresh, rider.first_up, rider.later_up)
+    boards = begins + np.where(is_fresh, rider.forward_seconds, 0.0) + first_up.up_seconds(device)
+    turns = at_top + rider.turn_down.down_seconds(device)
+    turn_up = _either(is_fresh, rider.fresh_turn_up, rider.later_turn_up)
+    turned = turns + rider.turn_seconds + turn_up.up_seconds(device)
+    if rider.turns[0]:
+        waited = np.maximum(np.minimum(at_top, until) - boards, 0)
+        waited += np.maximum(np.minimum(swept, until) - np.minimum(turned, until), 0)
+    else:
+        waited = np.maximum(np.minimum(swept, until) - boards, 0)
     return _Steps(
-        begins=begins, boards=boards, swept=swept, returns=returns, waited_seconds=float(waited.sum())
+        begins=begins,
+        boards=boards,
+        tops=at_top,
+        turns=turns,
+        turned=turned,
+        swept=swept,
+        returns=returns,
+        waited_seconds=float(waited.sum()),
     )
 
 
 def _on_its_own(rider: Riders, device: Device, start: float, until: float) -> _Steps:
     count = int(rider.num_fresh[0])
-    before = rider.forward_seconds + rider.fresh_up_seconds(device)
-    begins = start + np.arange(count) * (before + rider.backward_seconds)
-    boards = begins + before
-    own_end = start + count * float((before + rider.backward_seconds)[0])
+    up = rider.first_up.up_seconds(device)
+    begins = start + np.arange(count) * (rider.step_seconds + up)
+    boards = begins + rider.forward_seconds + up
+    own_end = start + count * float((rider.step_seconds + up)[0])
     never = np.full(count, np.inf)  # nothing comes down
     return _Steps(
-        begins=begins, boards=boards, swept=never, returns=boards, waited_seconds=max(until - own_end, 0.0)
+        begins=begins,
+        boards=boards,
+        tops=never,
+        turns=never,
+        turned=never,
+        swept=never,
+        returns=boards,
+        waited_seconds=max(until - own_end, 0.0),
     )
 
 
-def _flowed(total: Floats, bps: Floats, seconds: Floats) -> float:
-    """Bytes through a link after so many seconds of each step, at most each step's total."""
-    return float(np.minimum(np.maximum(seconds, 0) * bps / 8, total).sum())
+def _either(is_fresh: NDArray[np.bool_], fresh: Leg, later: Leg) -> Leg:
+    """One client's leg of each step, [steps]."""
+    return Leg(
+        num_messages=np.where(is_fresh, fresh.num_messages, later.num_messages),
+        num_bytes=np.where(is_fresh, fresh.num_bytes, later.num_bytes),
+    )
+
+
+def _flowed(leg: Leg, bps: Floats, seconds: Floats, device: Device) -> float:
+    """Bytes of a leg through a link so many seconds after each step's was begun, at most all of them."""
+    flowing = np.maximum(seconds - leg.trip_seconds(device), 0)
+    return float(np.minimum(flowing * bps / 8, leg.num_bytes).sum())

@@ -1,4 +1,4 @@
-"""The parts of one round: jobs from a decision, audits, training and summing, evaluation, records."""
+"""The parts of one round: jobs from a decision, audits, training and summing, records."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,29 +8,33 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedray.adapter import GlobalState
-from fedray.aggregation.rule import drift, one_adapter
+from fedray.adapter import Factors, GlobalState
+from fedray.aggregation.rule import drift
 from fedray.assignment import Assignment, Attention
+from fedray.averaging import as_sent_up, averaged_ranks, handed_out, who_goes_on
 from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts
 from fedray.cost import Footprint, WorkShape
 from fedray.errors import TrainingError
+from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
 from fedray.observable import statistics_to_json
 from fedray.policy import Cohort
 from fedray.progress import Progress, Verdict
-from fedray.record import ClientRecord, EvaluationRecord, Outcome
-from fedray.runtime.carrier import AuditJob, Done, EvaluateRows, Order, TrainPack
-from fedray.runtime.split import SplitDone, SplitRound
+from fedray.record import ClientRecord, Outcome
+from fedray.runtime.carrier import AuditJob, Done, Order, TrainPack
+from fedray.runtime.split import SplitDone, SplitEvaluation
 from fedray.scene import Scene
 from fedray.scheduler import Pricing, Schedule
 from fedray.seeds import derive_seed, generator
+from fedray.server.lockstep import SplitRound
 from fedray.serving import split_round, start_of
 from fedray.training.audit import Audit
-from fedray.training.data import Rows
-from fedray.training.evaluate import evaluation_chunks, in_order
-from fedray.training.job import Job, Update, message
+from fedray.training.evaluate import Outputs
+from fedray.training.job import ClientState, Job, Update
+from fedray.training.link import as_received, refuse_codecs, sent_down
+from fedray.training.own_side import base_of
 from fedray.training.shapes import site_ranks
-from fedray.training.shares import client_share
+from fedray.training.shares import in_blocks
 from fedray.training.train import form_packs
 from fedray.units import show_bytes
 
@@ -45,6 +49,9 @@ class Runtime(Protocol):
 
     def train_split(self, split: SplitRound) -> SplitDone:
         """The clients of a round that have a cut, in step with the server."""
+
+    def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
+        """Of each chunk of rows, with the middle of the model on the server."""
 
     def close(self) -> None:
         """Give back what was taken."""
@@ -65,6 +72,7 @@ class Trained:
     """A round's training: the new state, and what each client reported.
 
     Attributes:
+        base_delta: that clients ran with.
         boundary: bytes that crossed the cut up and down, and messages, by client that had one.
         vanished: clients that did not answer in time.
     """
@@ -73,30 +81,42 @@ class Trained:
     updates: Mapping[int, Update]
     up_bytes: Mapping[int, int]
     attempts: Mapping[int, int]
-    broadcast_bytes: int
+    base_delta: Mapping[str, Factors]
     boundary: Mapping[int, tuple[int, int, int]]
     vanished: frozenset[int]
 
+    @property
+    def client_states(self) -> dict[int, ClientState]:
+        """What those whose updates count keep from now on, by client; whoever failed keeps what it had."""
+        return {client: self.updates[client].client_state for client in self.up_bytes}
 
-def broadcast_bytes(state: GlobalState) -> int:
-    """What every client is sent besides its adapter: the base delta that a rule keeps unmerged."""
-    factors = state.base_delta.items()
-    return wire_bytes({f"{site}.{side}": t for site, f in factors for side, t in (("a", f.a), ("b", f.b))})
+
+def broadcast_bytes(anatomy: Anatomy, base_delta: Mapping[str, Factors], assignment: Assignment) -> int:
+    """What a client is sent besides its adapter: its own blocks' part of a base delta that a rule keeps."""
+    own = in_blocks(anatomy, base_delta, assignment.client_blocks(anatomy.num_blocks)).items()
+    return wire_bytes({f"{site}.{side}": t for site, f in own for side, t in (("a", f.a), ("b", f.b))})
 
 
-def pricing_of(scene: Scene, progress: Progress) -> Pricing:
-    """Prices with this round's broadcast on the downlink."""
-    extra = broadcast_bytes(progress.state)
+def pricing_of(scene: Scene, progress: Progress, round_number: int) -> Pricing:
+    """Prices with this round's broadcast on the downlink, and without own sides that stay where they are."""
+    anatomy, base_delta = scene.anatomy, progress.state.base_delta
+    broadcast = cache(lambda assignment: broadcast_bytes(anatomy, base_delta, assignment))
 
     def footprint_of(assignment: Assignment, shape: WorkShape) -> Footprint:
         traced = scene.footprint(assignment, shape)
+        extra = broadcast(assignment) if base_delta else 0
         return replace(traced, down_bytes=traced.down_bytes + extra) if extra else traced
 
-    return Pricing(footprint_of=footprint_of, holdings=progress.holdings, server=scene.server)
+    return Pricing(
+        footprint_of=as_sent_up(scene, footprint_of, round_number),
+        holdings=progress.holdings,
+        server=scene.server,
+        goes_on=who_goes_on(scene, progress),
+    )
 
 
 def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule) -> Asked:
-    """A job for every client that was given an assignment."""
+    """A job for every client that was given an assignment. Raises ConfigError for codecs the rule refuses."""
     rule, state, seed = scene.rule, progress.state, scene.config.seed
     given = schedule.decision.assignments
     positions = np.array([i for i, assignment in enumerate(given) if assignment is not None], np.int64)
@@ -106,6 +126,9 @@ def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule) ->
     for i in positions.tolist():
         assignment, client = given[i], int(cohort.client_ids[i])
         assert assignment is not None
+        fresh = rule.send(state, ranks_of(assignment), derive_seed(seed, "dispatch", cohort.round, client))
+        start = start_of(scene, state, assignment, fresh)
+        sent, kept = handed_out(scene, progress.client_states.get(client, {}), assignment, start)
         jobs.append(
             Job(
                 round=cohort.round,
@@ -115,22 +138,19 @@ def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule) ->
                 seed=seed,
                 assignment=assignment,
                 attention=cast(Attention, str(cohort.attention[i])),
-                sent=start_of(
-                    scene,
-                    state,
-                    assignment,
-                    rule.send(
-                        state, ranks_of(assignment), derive_seed(seed, "dispatch", cohort.round, client)
-                    ),
-                ),
+                sent=sent,
                 num_rows=int(cohort.num_rows[i]),
                 num_steps=assignment.num_steps(int(cohort.num_rows[i])),
                 tokens=int(cohort.tokens[i]),
+                client_state=kept,
+                keeps_own_side=assignment.split and not scene.averages(cohort.round),
                 learning_rate_scale=scene.learning_rate_scale(cohort.round),
                 observables=scene.policy.observables,
             )
         )
-    return Asked(cohort=cohort.take(positions), schedule=schedule, jobs=tuple(jobs), positions=positions)
+    refuse_codecs(rule, [job.assignment for job in jobs])
+    received = tuple(sent_down(anatomy, job) for job in jobs)
+    return Asked(cohort=cohort.take(positions), schedule=schedule, jobs=received, positions=positions)
 
 
 def work_key(job: Job) -> str:
@@ -226,14 +246,13 @@ def train(scene: Scene, progress: Progress, asked: Asked, closed: ClosedRound, r
     boundary: dict[int, tuple[int, int, int]] = {}
     for job, update, tries, crossed in _trained(scene, state, jobs, runtime):
         attempts[job.client_id] = tries
-        # The delta is not kept: what a round holds does not grow with its clients.
-        updates[job.client_id] = replace(update, delta=None)
+        # The delta is not kept: what a round holds grows with its clients only by what they keep.
+        updates[job.client_id] = replace(update, delta=None, coded=None)
         if crossed is not None:
             boundary[job.client_id] = crossed
         if update.delta is not None:
-            own = client_share(scene.anatomy, job.assignment, update.delta)
-            up_bytes[job.client_id] = wire_bytes(message(own, update.statistics))
-            accumulator.add(update.delta, job.sent, _weight(scene, job))
+            up_bytes[job.client_id] = wire_bytes(update.tensors())
+            accumulator.add(update.delta, base_of(scene.anatomy, job), _weight(scene, job))
     if updates and not up_bytes:
         first, rate = next(iter(updates.values())), scene.config.training.learning_rate
         raise TrainingError(
@@ -245,7 +264,7 @@ def train(scene: Scene, progress: Progress, asked: Asked, closed: ClosedRound, r
         updates=updates,
         up_bytes=up_bytes,
         attempts=attempts,
-        broadcast_bytes=broadcast_bytes(state),
+        base_delta=state.base_delta,
         boundary=boundary,
         vanished=frozenset(job.client_id for job in jobs) - updates.keys(),
     )
@@ -262,7 +281,7 @@ def _trained(
         assert isinstance(done.answer, list)
         for job, update in zip(pack, done.answer, strict=True):
             assert isinstance(update, Update)
-            yield job, update, done.attempts, None
+            yield job, as_received(job, update), done.attempts, None
     cut = [job for job in jobs if job.assignment.split]
     if cut:
         split = split_round(scene, state, cut)
@@ -274,63 +293,22 @@ def _trained(
 
 def drift_of(scene: Scene, progress: Progress, asked: Asked) -> float:
     """What a round without training would have changed; 0.0 for a rule that keeps law L1."""
-    cohort = [(site_ranks(scene.anatomy, job.assignment), _weight(scene, job)) for job in asked.jobs]
+    cohort = [(averaged_ranks(scene, job), _weight(scene, job)) for job in asked.jobs]
     return drift(scene.rule, progress.state, cohort)
-
-
-def evaluate(scene: Scene, state: GlobalState, round_number: int, runtime: Runtime) -> list[EvaluationRecord]:
-    """The global state on validation, test and unseen rows, client by client where rows belong to one."""
-    adapter = one_adapter(state)
-    groups = list(_groups(scene))
-    rows = np.concatenate([own for _, _, own in groups]) if groups else np.zeros(0, np.int64)
-    chunks = evaluation_chunks(scene.encoded.lengths, rows)
-    orders = [EvaluateRows(adapter=adapter, rows=chunk) for chunk in chunks]
-    answers = [done.answer for done in runtime.carry_out(orders)]
-    outputs = dict(zip(rows.tolist(), in_order(rows, chunks, answers), strict=True))  # type: ignore[arg-type]
-    records = []
-    for split, client, own in groups:
-        found = [outputs[row] for row in own.tolist()]
-        metrics = scene.task.metrics(found, [scene.rows[row] for row in own.tolist()])
-        seen = split != "unseen" and client >= 0
-        records.append(
-            EvaluationRecord(
-                round=round_number,
-                split=split,  # type: ignore[arg-type]
-                client_id=client,
-                device_class=str(scene.fleet.device_class(np.array([client]))[0]) if seen else "",
-                num_rows=len(own),
-                accuracy=metrics["accuracy"],
-                loss=metrics["loss"],
-            )
-        )
-    return records
-
-
-def _groups(scene: Scene) -> Iterator[tuple[str, int, Rows]]:
-    parts = scene.partitions
-    for split, of_clients, whole in (
-        ("test", parts.test_of, parts.test),
-        ("validation", parts.validation_of, parts.validation),
-        ("unseen", parts.unseen, np.zeros(0, np.int64)),
-    ):
-        owned = [(split, client, own) for client, own in enumerate(of_clients) if len(own)]
-        yield from owned
-        if not owned and len(whole):
-            yield split, -1, whole
 
 
 def records_of(
     scene: Scene, asked: Asked, closed: ClosedRound, trained: Trained, measured: Mapping[int, int]
 ) -> list[ClientRecord]:
     """One row per asked client."""
-    rows, anatomy = [], scene.anatomy
+    rows = []
     terms = asked.schedule.terms
+    broadcast = cache(lambda assignment: broadcast_bytes(scene.anatomy, trained.base_delta, assignment))
     for i, job in enumerate(asked.jobs):
         client, at = job.client_id, int(asked.positions[i])
         update = trained.updates.get(client)
         failed = update is not None and client not in trained.up_bytes
-        own = client_share(anatomy, job.assignment, job.sent)
-        sent_bytes = wire_bytes(own.tensors()) + trained.broadcast_bytes
+        sent_bytes = job.sent_bytes + broadcast(job.assignment)
         timed = closed.boundary_up_bytes, closed.boundary_down_bytes, closed.num_messages
         crossed = trained.boundary.get(client) or tuple(int(column[i]) for column in timed)
         outcome: Outcome = "dropped" if client in trained.vanished else closed.outcomes[i]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from fedray.aggregation.presets import PRESETS, make_aggregation
+from fedray.aggregation.chosen import choose_rule
 from fedray.aggregation.rule import Aggregation
-from fedray.aggregation.stack import Stack
+from fedray.agreed import agreed_interval, agreed_pace
 from fedray.assignment import Assignment, Dtype
 from fedray.clock import draw_online
 from fedray.config.sections import Config, DataSection
@@ -24,14 +24,18 @@ from fedray.errors import ConfigError
 from fedray.fleet import Fleet, load_fleet
 from fedray.menu import Grid, build_menu
 from fedray.model.anatomy import Anatomy, dissect
-from fedray.model.load import empty_backbone, load_backbone, load_config, load_tokenizer
-from fedray.policy import Cohort, Pace, View
+from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
+from fedray.parts import held_pieces, refuse_another_models
+from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
 from fedray.seeds import derive_seed
-from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode
+from fedray.selection import SelectedBy, load_selection, selected_by
+from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
 from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
 from fedray.training.footprint import FootprintTracer, TraceSubject
+from fedray.training.link import refuse_codecs, without_idle_codecs
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
+from fedray.training.own_weights import refuse_widths
 from fedray.training.partitions import HoldOut, Partitions, partition
 from fedray.training.sources import Source, load_rows
 from fedray.training.task import Batch, Task, load_task
@@ -47,6 +51,8 @@ class Scene:
         anatomies: of the model on the meta device, by dtype.
         num_labels: of the classifier's head, 0 for a causal LM.
         weighs_rows: an update weighs its client's rows; otherwise all weigh alike.
+        max_length: tokens of a row at most; of every row where they are images.
+        aggregation_interval: rounds from one averaging of what lies below the cuts to the next.
         tokens: what each client's longest row is padded to, [clients].
         num_tokens: real ones of all its rows, [clients].
         server: above the clients' cuts; None where none is asked for.
@@ -62,11 +68,13 @@ class Scene:
     anatomies: Mapping[Dtype, Anatomy]
     num_labels: int
     menu: tuple[Assignment, ...]
-    policy: LoadedPolicy
+    policy: Policy
     rule: Aggregation
     weighs_rows: bool
+    aggregation_interval: int
     pace: Pace
     optimizer: LocalOptimizer
+    max_length: int
     tokens: Ints
     num_tokens: Ints
     tracer: FootprintTracer
@@ -78,12 +86,17 @@ class Scene:
         return next(iter(self.anatomies.values()))
 
     def footprint(self, assignment: Assignment, shape: WorkShape) -> Footprint:
-        """What one step costs; traced once."""
+        """What one step costs; traced once. Raises PolicyError for an assignment of another model."""
+        refuse_another_models(self.anatomy.num_blocks, self.anatomies, assignment)
         return self.tracer(assignment, shape)
 
     def meta_batch(self, rows: int, tokens: int) -> Batch:
         """A batch of these shapes on the meta device."""
         return _meta_batch(self.encoded, rows, tokens)
+
+    def averages(self, round_number: int) -> bool:
+        """Whether what lies below the cuts is averaged after a round; after the last it always is."""
+        return round_number % self.aggregation_interval == 0 or round_number == self.config.rounds.num_rounds
 
     def view(self, round_number: int, history: Sequence[Mapping[str, object]]) -> View:
         """What a policy may know before it selects this round's clients."""
@@ -93,6 +106,8 @@ class Scene:
             num_clients=self.partitions.num_clients,
             clients_per_round=self.config.rounds.clients_per_round,
             menu=self.menu,
+            num_rows=self.partitions.num_rows,
+            cohort_of=lambda ids: self.cohort(round_number, ids),
             is_online=lambda ids: draw_online(
                 self.config.seed, round_number, ids, self.fleet.availability(ids)
             ),
@@ -130,18 +145,20 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     Raises:
         FedrayError: one clear sentence for whatever of it is wrong; nothing is written.
     """
-    data = config.data
     task = load_task(config.task.name, config.task.options)
-    named = config.policy
-    chosen = load_policy(named.name, named.options) if policy is None else adapt_policy(policy)
-    pace = _pace(config, chosen)
-    rule, weighs_rows = _rule(config, chosen)
+    chosen = _chosen(config, policy)
+    pace = agreed_pace(config, chosen)
+    aggregation = choose_rule(config, chosen.aggregation)
     model_config = load_config(config.model.name)
     anatomies = {
         dtype: dissect(empty_backbone(model_config, task.head, dtype)) for dtype in config.menu.dtypes
     }
-    tokenizer = load_tokenizer(config.model.name)
-    menu = _menu(config, next(iter(anatomies.values())))
+    processor = load_processor(config.model.name)
+    anatomy = next(iter(anatomies.values()))
+    max_length = longest_row(anatomy, config.data.max_length)
+    menu = _menu(config, anatomy, train_a=aggregation.trains_a)
+    refuse_codecs(aggregation.rule, menu)
+    refuse_widths(aggregation.rule, anatomy, menu)
     if task.head == "causal_lm" and config.menu.head_only:
         raise ConfigError(
             f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
@@ -149,7 +166,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         )
     rows = _rows(config)
     num_labels = task.labels(list(rows))
-    encoded = encode(task, rows, tokenizer, data.max_length)
+    encoded = encode(task, rows, processor, max_length)
     partitions = _partitions(config, rows, None)
     fleet = _fleet(config, partitions.num_clients)
     if config.fleet.size_follows_memory:
@@ -176,15 +193,17 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         model_config=model_config,
         anatomies=anatomies,
         num_labels=num_labels,
-        menu=menu,
+        menu=without_idle_codecs(menu, anatomy, num_labels),
         policy=chosen,
-        rule=rule,
-        weighs_rows=weighs_rows,
+        rule=aggregation.rule,
+        weighs_rows=aggregation.weighs_rows,
+        aggregation_interval=agreed_interval(config, chosen, trains_a=aggregation.trains_a),
         pace=pace,
         optimizer=optimizer,
-        tokens=_tokens(encoded, partitions, data.max_length),
+        max_length=max_length,
+        tokens=_tokens(encoded, partitions, max_length),
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
-        server=_server(config, anatomies, rule),
+        server=_server(config, anatomies),
         tracer=FootprintTracer(subject, cache_dir),
     )
 
@@ -192,13 +211,13 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
 def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedModel]:
     """The weights, and what every process needs to train with them. Raises ModelError."""
     config = scene.config
-    models = {dtype: load_backbone(config.model.name, scene.task.head, dtype)[0] for dtype in scene.anatomies}
+    models = {dtype: _loaded(scene, dtype) for dtype in scene.anatomies}
     blueprint = Blueprint(
         config=scene.model_config,
         targets=_targets(config, scene.anatomy),
         task=scene.task,
         optimizer=scene.optimizer,
-        max_length=config.data.max_length,
+        max_length=scene.max_length,
         tokens_per_wave=config.packs.tokens_per_wave,
         threads=config.packs.threads_per_pack,
         device=device,
@@ -211,37 +230,19 @@ def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedMode
     return blueprint, stock, next(iter(models.values()))
 
 
-def _pace(config: Config, policy: LoadedPolicy) -> Pace:
-    """The policy's, or the configuration's. Raises ConfigError if both say when a round closes."""
-    given = {key: value for key, value in config.pace.model_dump().items() if value is not None}
-    if policy.pace is None:
-        return Pace(**given)
-    if given:
-        raise ConfigError(
-            f"pace.{next(iter(given))} has no effect with the policy {policy.name!r}, which sets the pace "
-            f"itself ({policy.pace}); drop the one or the other."
-        )
-    return policy.pace
+def _loaded(scene: Scene, dtype: Dtype) -> PreTrainedModel:
+    """All weights, or those alone that processes beside the server's hold."""
+    config = scene.config
+    pieces = held_pieces(config, scene.anatomy.num_blocks)
+    if pieces is None or config.runtime == "local":  # where the server is in this process, too
+        return load_backbone(config.model.name, scene.task.head, dtype)[0]
+    return load_pieces(config.model.name, scene.task.head, dtype, pieces)
 
 
-def _rule(config: Config, policy: LoadedPolicy) -> tuple[Aggregation, bool]:
-    """The rule, and whether an update weighs its rows."""
-    chosen = config.aggregation
-    name = (policy.aggregation or "factor_mean") if chosen.name == "auto" else chosen.name
-    clip = {} if chosen.clip_norm is None else {"clip_norm": chosen.clip_norm}
-    rule = make_aggregation(name, {**chosen.options, **clip})
-    return rule, (chosen.weights or PRESETS[name].weights) == "rows"
-
-
-def _server(config: Config, anatomies: Mapping[Dtype, Anatomy], rule: Aggregation) -> VirtualServer | None:
-    """What the configuration declares above the cuts. Raises ConfigError for a rule that moves weights."""
+def _server(config: Config, anatomies: Mapping[Dtype, Anatomy]) -> VirtualServer | None:
+    """What the configuration declares above the cuts."""
     if not config.menu.cuts:
         return None
-    if isinstance(rule, Stack):
-        raise ConfigError(
-            f"aggregation {config.aggregation.name!r} keeps changes of the frozen weights beside them, and a "
-            "server above cuts does not take them; choose another rule, or drop menu.cuts."
-        )
     # Beside each other lie the blocks of every dtype that is asked for.
     sizes = [anatomy.piece_bytes() for anatomy in anatomies.values()]
     num_blocks = next(iter(anatomies.values())).num_blocks
@@ -262,11 +263,28 @@ def _server(config: Config, anatomies: Mapping[Dtype, Anatomy], rule: Aggregatio
     )
 
 
+def _chosen(config: Config, policy: object | None) -> LoadedPolicy | SelectedBy:
+    """The policy, with the selection's choice of clients if one is named. Raises PolicyError, ConfigError."""
+    named, selection = config.policy, config.selection
+    loaded = load_policy(named.name, named.options) if policy is None else adapt_policy(policy)
+    chosen = (
+        loaded
+        if selection is None
+        else selected_by(load_selection(selection.name, selection.options), loaded)
+    )
+    if "squared_loss" in chosen.observables and config.menu.cuts:
+        raise ConfigError(
+            f"{chosen.name!r} asks clients for squared_loss, and above a cut no client knows the losses of "
+            "its rows; drop menu.cuts, or choose another selection."
+        )
+    return chosen
+
+
 def _targets(config: Config, anatomy: Anatomy) -> tuple[str, ...]:
     return tuple(config.menu.target_modules or anatomy.family.targets)
 
 
-def _menu(config: Config, anatomy: Anatomy) -> tuple[Assignment, ...]:
+def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignment, ...]:
     menu, training = config.menu, config.training
     targets = _targets(config, anatomy)
     anatomy.sites(0, targets)  # a target that names nothing is refused before any row is read
@@ -276,16 +294,22 @@ def _menu(config: Config, anatomy: Anatomy) -> tuple[Assignment, ...]:
             targets=targets,
             ranks=menu.ranks,
             depths=menu.depths,
+            tunings=menu.tunings,
+            widths=menu.widths,
+            width_axes=menu.width_axes,
             recompute=menu.recompute,
             dtypes=menu.dtypes,
             batch_sizes=menu.per_device_train_batch_size,
             scale=menu.lora_scale,
+            train_a=train_a,
             head_only=menu.head_only,
             cuts=menu.cuts,
             tails=menu.tails,
             cut_codecs=menu.cut_codecs,
             local_loss=menu.local_loss,
             whole=menu.whole,
+            up_codecs=menu.up_codecs,
+            down_codecs=menu.down_codecs,
             num_epochs=training.num_train_epochs,
             max_steps=training.max_steps,
         )

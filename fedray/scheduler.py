@@ -4,7 +4,7 @@ It runs nothing and never sees a tensor: what an assignment costs comes from a c
 somebody above fills with traces.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedray.assignment import Assignment
 from fedray.cost import MARGIN, Floats, Footprint, Ints, Middle, price_trips
 from fedray.errors import NothingFits, PolicyError
 from fedray.holdings import Holdings
-from fedray.policy import LEAVE_OUT, Cohort, Decision, Offers, Policy, State, View
+from fedray.policy import LEAVE_OUT, Bools, Cohort, Decision, Offers, Policy, State, View
 from fedray.price_sheet import FootprintOf, price_sheet, riders_of
 from fedray.riders import Riders
 from fedray.virtual_server import VirtualServer
@@ -37,11 +37,14 @@ class Pricing:
         footprint_of: what one step of an assignment costs at a shape.
         holdings: what clients hold already.
         server: that the clients' cuts share; None where no assignment may have a cut.
+        goes_on: asks of an assignment which of these clients, [clients], kept their own side of its cut and
+            so are sent nothing; None where nobody kept any.
     """
 
     footprint_of: FootprintOf
     holdings: Holdings
     server: VirtualServer | None = None
+    goes_on: Callable[[Assignment, Ints], Bools] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +101,11 @@ def ask_menu(policy: Policy, view: View) -> tuple[Assignment, ...]:
     return tuple(dict.fromkeys(menu))
 
 
-def ask_selection(policy: Policy, view: View, state: State) -> Ints:
-    """The round's clients, [clients], in the policy's order. Raises PolicyError."""
-    answer = policy.select(view, state)
+def ask_selection(policy: Policy, view: View, state: State) -> tuple[Ints, State]:
+    """The round's clients, [clients], in the policy's order, and its state. Raises PolicyError."""
+    answer: object = policy.select(view, state)
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping):
+        answer, state = answer
     ids = integers(answer)
     if ids is None:
         raise PolicyError(f"select returns client ids, one integer each; found {described(answer)}.")
@@ -112,7 +117,7 @@ def ask_selection(policy: Policy, view: View, state: State) -> Ints:
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise PolicyError(f"select chose client {values[counts > 1][0]} more than once; give every id once.")
-    return ids
+    return ids, state
 
 
 def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> Offers:
@@ -126,11 +131,15 @@ def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> 
     # What must be held, and how much is trained, is the same for every work shape.
     held = np.array([[sum(footprint.held_bytes.values())] for footprint in sheet.footprints])
     room_bytes = 0 if pricing.server is None else pricing.server.room_bytes
+    down_bytes = sheet.down_bytes
+    if pricing.goes_on is not None:
+        goes_on = np.stack([pricing.goes_on(entry, cohort.client_ids) for entry in menu])
+        down_bytes = np.where(goes_on, 0, down_bytes)
     prices = price_trips(
         cohort.device,
         compute_seconds=sheet.compute_seconds,
         up_bytes=sheet.up_bytes,
-        down_bytes=sheet.down_bytes,
+        down_bytes=down_bytes,
         provision_bytes=_provision(menu, sheet.footprints, cohort, pricing.holdings),
         middle=Middle(
             seconds=sheet.middle_seconds,
@@ -148,7 +157,7 @@ def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> 
         compute_seconds=prices.compute_seconds,
         joules=prices.joules,
         up_bytes=sheet.up_bytes,
-        down_bytes=sheet.down_bytes,
+        down_bytes=down_bytes,
         provision_bytes=prices.provision_bytes,
         held_bytes=np.broadcast_to(held, sheet.peak_bytes.shape),
         boundary_up_bytes=sheet.boundary_up_bytes,

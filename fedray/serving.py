@@ -1,20 +1,26 @@
 """The server of a run with cuts: how it works, what its shards are opened with, and what a round gives it."""
 
+import warnings
 from collections.abc import Sequence
+from ctypes.util import find_library
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from fedray.adapter import Adapter, GlobalState
-from fedray.assignment import Assignment
-from fedray.errors import ConfigError
+from fedray.assignment import Assignment, Lora
+from fedray.averaging import trains_below
+from fedray.errors import ConfigError, PolicyError
 from fedray.model.load import checkpoint_folder
-from fedray.runtime.split import ServerSetting, SplitRound
+from fedray.parts import refuse_absent_blocks
+from fedray.runtime.split import ServerSetting
 from fedray.scene import Scene
-from fedray.server.settings import ServerFacts, zero_settings
+from fedray.server.lockstep import SplitRound
+from fedray.server.settings import ServerFacts, what_stays_whole, zero_settings
 from fedray.server.shard_blueprint import ShardBlueprint
 from fedray.training.boundary import read_by_loss
 from fedray.training.job import Job
+from fedray.training.own_weights import refuse_widths, with_own_weights
 from fedray.training.shares import client_share, joined, server_share, with_own_heads
 from fedray.training.train import form_packs
 from fedray.training.workshop import Blueprint
@@ -33,7 +39,8 @@ def server_setting(scene: Scene) -> ServerSetting | None:
     if scene.server is None:
         return None
     section = scene.config.server
-    _refuse_what_cannot_run(scene, scene.menu)
+    _refuse_local_loss_without_classes(scene, scene.menu)
+    _refuse_interval_of_nothing(scene)
     outputs = scene.num_labels or int(scene.model_config.vocab_size)
     return ServerSetting(
         num_shards=section.num_shards,
@@ -71,7 +78,11 @@ def shard_blueprint(scene: Scene, blueprint: Blueprint, model: PreTrainedModel) 
         dtype=dtypes[0],
         micro_batch=max(scene.config.menu.per_device_train_batch_size),
         num_shards=section.num_shards,
+        has_libaio=find_library("aio") is not None,
     )
+    settings = zero_settings(section.deepspeed or "zero3", facts)
+    for sentence in what_stays_whole(settings, facts):
+        warnings.warn(sentence, stacklevel=2)
     return ShardBlueprint(
         config=scene.model_config,
         checkpoint=Path(checkpoint_folder(scene.config.model.name)),
@@ -83,7 +94,7 @@ def shard_blueprint(scene: Scene, blueprint: Blueprint, model: PreTrainedModel) 
         targets=blueprint.targets,
         attention=section.attention,
         recompute=section.recompute,
-        settings=zero_settings(section.deepspeed or "zero3", facts),
+        settings=settings,
         threads=blueprint.threads,
         device=blueprint.device,
         time_limit_seconds=TIME_LIMIT_SECONDS,
@@ -91,36 +102,60 @@ def shard_blueprint(scene: Scene, blueprint: Blueprint, model: PreTrainedModel) 
 
 
 def start_of(scene: Scene, state: GlobalState, assignment: Assignment, sent: Adapter) -> Adapter:
-    """What a client's round starts from: what it is sent and, with a shared server, the server's own."""
-    own = with_own_heads(assignment, sent)
+    """What a client's round starts from: what it is sent and, with a shared server, the server's own.
+
+    Raises:
+        PolicyError: the policy's assignment trains A where the run does not, or the reverse; or it runs
+            blocks that no client's process has.
+    """
+    _refuse_another_a(assignment, sent)
+    refuse_absent_blocks(scene.config, scene.anatomy.num_blocks, assignment)
+    refuse_widths(scene.rule, scene.anatomy, [assignment])
+    own = with_own_weights(scene.anatomy, assignment, state, with_own_heads(assignment, sent))
     if not assignment.split or scene.config.server.mode == "replica":
         return own
     theirs = server_share(scene.anatomy, assignment, state.adapter)
     return joined(client_share(scene.anatomy, assignment, own), theirs)
 
 
-def _refuse_what_cannot_run(scene: Scene, assignments: Sequence[Assignment]) -> None:
-    """Raises ConfigError for auxiliary heads without classes, and for an interval that is not there yet."""
+def _refuse_another_a(assignment: Assignment, sent: Adapter) -> None:
+    for factors in sent.factors.values():
+        if isinstance(assignment.adapter, Lora) and assignment.adapter.train_a != factors.train_a:
+            raise PolicyError(
+                f"The policy gave {assignment} with train_a = {assignment.adapter.train_a}, and in this run "
+                f"{'everybody trains' if factors.train_a else 'nobody trains'} A; make it from entries of "
+                "view.menu, or set menu.train_lora_a."
+            )
+
+
+def _refuse_local_loss_without_classes(scene: Scene, assignments: Sequence[Assignment]) -> None:
+    """Raises ConfigError."""
     if any(assignment.local_loss for assignment in assignments) and not scene.num_labels:
         raise ConfigError(
             f"menu.local_loss trains a classifier at the cut, and the task {scene.config.task.name!r} has no "
             "classes; drop it, or choose a classification task."
         )
-    interval = scene.config.server.aggregation_interval
-    if interval > 1:
+
+
+def _refuse_interval_of_nothing(scene: Scene) -> None:
+    """Raises ConfigError."""
+    interval = scene.aggregation_interval
+    if interval > 1 and not any(trains_below(scene, assignment) for assignment in scene.menu):
         raise ConfigError(
-            f"server.aggregation_interval is {interval}, and this version averages what lies below the cuts "
-            "in every round; set it to 1."
+            f"What lies below the cuts is averaged every {interval} rounds, and none of the menu's "
+            f"{len(scene.menu)} assignments trains anything there; set server.aggregation_interval to 1, or "
+            "give more menu.depths or menu.tails."
         )
 
 
 def split_round(scene: Scene, state: GlobalState, jobs: Sequence[Job]) -> SplitRound:
     """The packs of a round's clients with cuts; a queue takes them one by one."""
     section = scene.config.server
-    _refuse_what_cannot_run(scene, [job.assignment for job in jobs])
+    _refuse_local_loss_without_classes(scene, [job.assignment for job in jobs])
     size = scene.config.packs.clients_per_pack if section.order == "sweep" else 1
     packs = dict(enumerate(form_packs(jobs, size)))
-    return SplitRound(packs=packs, shared=_ridden(scene, state, jobs) if section.mode == "shared" else None)
+    shared = _ridden(scene, state, jobs) if section.mode == "shared" else None
+    return SplitRound(packs=packs, shared=shared, base_delta=state.base_delta)
 
 
 def _ridden(scene: Scene, state: GlobalState, jobs: Sequence[Job]) -> Adapter:

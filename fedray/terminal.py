@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from fedray.units import show_seconds
 
 if TYPE_CHECKING:
+    from fedray.comparison.entrants import Trial
+    from fedray.comparison.runs import ShowTrial
     from fedray.record import RoundRecord
+    from fedray.report.reading import Run
     from fedray.watched import Doing, Watch
 
 Show = Callable[["RoundRecord"], None]
@@ -20,8 +23,21 @@ def shown_rounds() -> Iterator[tuple[Show, "Watch | None"]]:
 
     Anywhere else a finished round is a line and there is nothing more.
     """
+    with _shown(progress_line) as shown:
+        yield shown
+
+
+@contextmanager
+def shown_trials() -> Iterator[tuple["ShowTrial", "Watch | None"]]:
+    """The same for a comparison: a line for every run."""
+    with _shown(trial_line) as shown:
+        yield shown
+
+
+@contextmanager
+def _shown(line: Callable[..., str]) -> Iterator[tuple[Callable[..., None], "Watch | None"]]:
     if not sys.stdout.isatty():
-        yield lambda record: print(progress_line(record), flush=True), None
+        yield lambda *finished: print(line(*finished), flush=True), None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -30,9 +46,9 @@ def shown_rounds() -> Iterator[tuple[Show, "Watch | None"]]:
     with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
         bar = progress.add_task("", visible=False, count="")
 
-        def show(record: "RoundRecord") -> None:
+        def show(*finished: object) -> None:
             progress.update(bar, visible=False)
-            progress.console.print(progress_line(record), markup=False, soft_wrap=True)
+            progress.console.print(line(*finished), markup=False, soft_wrap=True)
 
         def watch(number: int, doing: "Doing", done: int, total: int) -> None:
             count = f"{done}/{total} {'rows' if doing == 'evaluation' else 'clients'}"
@@ -47,6 +63,19 @@ def shown_rounds() -> Iterator[tuple[Show, "Watch | None"]]:
             )
 
         yield show, watch
+
+
+def trial_line(done: int, total: int, trial: "Trial", run: "Run") -> str:
+    """A finished run of a comparison in one line."""
+    last = next((record.accuracy for record in reversed(run.rounds) if record.accuracy is not None), None)
+    parts = [
+        f"run {done:>3}/{total}",
+        f"accuracy {'     -' if last is None else format(last, '6.3f')}",
+        f"virtual {show_seconds(sum(record.virtual_seconds for record in run.rounds)):>11}",
+        f"wall {show_seconds(sum(record.wall_seconds for record in run.rounds)):>11}",
+        str(trial),
+    ]
+    return "  ".join(parts)
 
 
 def progress_line(record: "RoundRecord") -> str:

@@ -1,7 +1,8 @@
 """The virtual server's sweeps: when each leaves and with whom, worked out event by event, without a seed.
 
 A client computes and sends a step, boards, and waits. A sweep leaves when the server is free and enough
-wait; who misses it takes the next. Under a tail both halves of a sweep count as one, before the tail.
+wait; who misses it takes the next. It goes up and comes down, half of its seconds each. From the top tails
+get what they read, and the sweep waits for the last of those aboard before it comes down for everybody.
 """
 
 import heapq
@@ -17,9 +18,11 @@ from fedray.virtual_server import VirtualServer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepTime:
-    """One sweep: its clients by position."""
+    """One sweep: its clients by position. At the top it stands still while tails are waited for."""
 
     start_seconds: float
+    top_seconds: float
+    down_seconds: float
     end_seconds: float
     aboard: tuple[int, ...]
 
@@ -30,18 +33,28 @@ class Timetable:
 
     Attributes:
         sweeps: in order.
-        step_ends: of each client the ends of the sweeps that served its steps, one array a client.
+        step_ends: of each client the ends of the sweeps that served its steps, one array a client;
+            ``step_tops`` when these were at the top.
         finish_seconds: when each client's last step is over, [clients]: its start for one without steps,
             infinity for one that left before.
     """
 
     sweeps: tuple[SweepTime, ...]
     step_ends: tuple[Floats, ...]
+    step_tops: tuple[Floats, ...]
     finish_seconds: Floats
 
     def busy_seconds(self, until: float) -> float:
         """How long the server swept until then."""
-        return sum(max(min(until, sweep.end_seconds) - sweep.start_seconds, 0.0) for sweep in self.sweeps)
+        halves = [
+            half
+            for sweep in self.sweeps
+            for half in (
+                (sweep.start_seconds, sweep.top_seconds),
+                (sweep.down_seconds, sweep.end_seconds),
+            )
+        ]
+        return sum(max(min(until, end) - start, 0.0) for start, end in halves)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +81,7 @@ def timetable(server: VirtualServer, travellers: Travellers) -> Timetable:
     return Timetable(
         sweeps=tuple(run.sweeps),
         step_ends=tuple(np.array(ends, np.float64) for ends in run.step_ends),
+        step_tops=tuple(np.array(tops, np.float64) for tops in run.step_tops),
         finish_seconds=np.array(run.finish, np.float64),
     )
 
@@ -77,8 +91,10 @@ class _Kind(IntEnum):
 
     LEAVE = 0
     SWEEP_ENDS = 1
-    BOARD = 2
-    WINDOW_ENDS = 3
+    AT_THE_TOP = 2
+    TURNED = 3
+    BOARD = 4
+    WINDOW_ENDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +105,26 @@ class _Pace:
     num_fresh: int
     fresh_before: float  # from a fresh step's start to boarding
     later_before: float
+    fresh_turn: float  # from the top of a fresh step's sweep, through the tail, to the server again
+    later_turn: float
     after: float  # from a sweep's end to the step's, where the next one waits for it
     alone: float  # from one fresh step's start to the next, where nothing is waited for
     waits: bool
+    turns: bool
     flops: int
     first_block: int
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A sweep that is not over; ``awaited`` are those whose tails it waits for at the top."""
+
+    start: float
+    half: float
+    aboard: tuple[int, ...]
+    awaited: set[int]
+    top: float = np.inf
+    down: float = np.inf
 
 
 @dataclass(slots=True)
@@ -104,16 +135,17 @@ class _Run:
     who: Travellers
     sweeps: list[SweepTime] = field(default_factory=list)
     step_ends: list[list[float]] = field(default_factory=list)
+    step_tops: list[list[float]] = field(default_factory=list)
     finish: list[float] = field(default_factory=list)
     _paces: list[_Pace] = field(default_factory=list)
     _events: list[tuple[float, _Kind, int]] = field(default_factory=list)
     _waiting: dict[int, float] = field(default_factory=dict)  # boarded when, by client
     _staying: set[int] = field(default_factory=set)  # with steps that no sweep has served
-    _is_free: bool = True
+    _sweep: _UnderWay | None = None
 
     def __post_init__(self) -> None:
         self._paces = _paces(self.who)
-        self.step_ends = [[] for _ in self._paces]
+        self.step_ends, self.step_tops = [[] for _ in self._paces], [[] for _ in self._paces]
         for client, pace in enumerate(self._paces):
             start = float(self.who.start_seconds[client])
             self.finish.append(np.inf if pace.num_steps else start)
@@ -128,7 +160,8 @@ class _Run:
             now = self._events[0][0]
             while self._events and self._events[0][0] <= now:
                 self._happens(now, *heapq.heappop(self._events)[1:])
-            if self._is_free and self._waiting:
+            self._come_down_if_due(now)
+            if self._sweep is None and self._waiting:
                 self._leave_if_due(now)
 
     def _add(self, seconds: float, kind: _Kind, client: int) -> None:
@@ -136,15 +169,53 @@ class _Run:
             heapq.heappush(self._events, (seconds, kind, client))
 
     def _happens(self, now: float, kind: _Kind, client: int) -> None:
-        if kind is _Kind.SWEEP_ENDS:
-            self._is_free = True
-            for rider in self.sweeps[-1].aboard:
-                self._served(rider, now)
-        elif kind is _Kind.LEAVE:
-            self._staying.discard(client)
-            self._waiting.pop(client, None)
-        elif kind is _Kind.BOARD and client in self._staying:
-            self._waiting[client] = now
+        match kind:
+            case _Kind.SWEEP_ENDS:
+                self._end(now)
+            case _Kind.AT_THE_TOP:
+                self._turn(now)
+            case _Kind.TURNED if self._sweep is not None:
+                self._sweep.awaited.discard(client)
+            case _Kind.LEAVE:
+                self._staying.discard(client)
+                self._waiting.pop(client, None)
+                if self._sweep is not None:
+                    self._sweep.awaited.discard(client)
+            case _Kind.BOARD if client in self._staying:
+                self._waiting[client] = now
+
+    def _turn(self, now: float) -> None:
+        """The sweep under way is at the top: what leaves for tails leaves."""
+        assert self._sweep is not None
+        self._sweep.top = now
+        for client in self._sweep.aboard:
+            pace, tops = self._paces[client], self.step_tops[client]
+            if client in self._staying:
+                is_fresh = len(tops) < pace.num_fresh
+                tops.append(now)
+                if pace.turns:
+                    self._add(now + (pace.fresh_turn if is_fresh else pace.later_turn), _Kind.TURNED, client)
+
+    def _come_down_if_due(self, now: float) -> None:
+        sweep = self._sweep
+        if sweep is not None and sweep.top <= now and sweep.down == np.inf and not sweep.awaited:
+            sweep.down = now
+            self._add(now + sweep.half, _Kind.SWEEP_ENDS, -1)
+
+    def _end(self, now: float) -> None:
+        sweep, self._sweep = self._sweep, None
+        assert sweep is not None
+        self.sweeps.append(
+            SweepTime(
+                start_seconds=sweep.start,
+                top_seconds=sweep.top,
+                down_seconds=sweep.down,
+                end_seconds=now,
+                aboard=sweep.aboard,
+            )
+        )
+        for rider in sweep.aboard:
+            self._served(rider, now)
 
     def _leave_if_due(self, now: float) -> None:
         first = min(self._waiting.values())
@@ -159,12 +230,12 @@ class _Run:
             aboard = [min(aboard, key=lambda client: (self._waiting[client], ids[client]))]
         flops = sum(self._paces[client].flops for client in aboard)
         lowest = min(self._paces[client].first_block for client in aboard)
-        end = now + self.server.sweep_seconds(flops, lowest)
+        half = self.server.sweep_seconds(flops, lowest) / 2
         for client in aboard:
             del self._waiting[client]
-        self._is_free = False
-        self.sweeps.append(SweepTime(start_seconds=now, end_seconds=end, aboard=tuple(aboard)))
-        self._add(end, _Kind.SWEEP_ENDS, -1)
+        turning = {client for client in aboard if self._paces[client].turns}
+        self._sweep = _UnderWay(start=now, half=half, aboard=tuple(aboard), awaited=turning)
+        self._add(now + half, _Kind.AT_THE_TOP, -1)
 
     def _served(self, client: int, now: float) -> None:
         if client not in self._staying:
@@ -188,16 +259,19 @@ class _Run:
 
 def _paces(who: Travellers) -> list[_Pace]:
     riders, device = who.riders, who.device
-    fresh_up, later_up = riders.fresh_up_seconds(device), riders.later_up_seconds(device)
-    computed = riders.forward_seconds + riders.backward_seconds
+    first_up = riders.first_up.up_seconds(device)
+    to_the_tail = riders.turn_down.down_seconds(device) + riders.turn_seconds
     columns = (
         riders.num_steps,
         riders.num_fresh,
-        riders.forward_seconds + fresh_up,
-        riders.forward_seconds + later_up,
-        riders.down_seconds(device) + riders.backward_seconds,
-        computed + fresh_up,
+        riders.forward_seconds + first_up,
+        riders.later_up.up_seconds(device),
+        to_the_tail + riders.fresh_turn_up.up_seconds(device),
+        to_the_tail + riders.later_turn_up.up_seconds(device),
+        riders.last_down.down_seconds(device) + riders.backward_seconds,
+        riders.step_seconds + first_up,
         riders.waits,
+        riders.turns,
         riders.server_flops,
         riders.first_block,
     )

@@ -5,7 +5,9 @@ from typing import Literal, assert_never
 
 from fedray.rounds import Runtime
 from fedray.runtime.carrier import AuditJob, Done, EvaluateRows, Order, TrainPack
-from fedray.runtime.split import SplitDone, SplitRound
+from fedray.runtime.split import SplitDone, SplitEvaluation
+from fedray.server.lockstep import SplitRound
+from fedray.training.evaluate import Outputs
 
 Doing = Literal["audits", "training", "evaluation"]
 # Round, what is being done, how many are done, of how many: clients, but rows in an evaluation.
@@ -37,6 +39,15 @@ class WatchedRuntime:
         done = self._runtime.train_split(split)
         self._watch(self._round, "training", total, total)
         return done
+
+    def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
+        """Of each chunk, told of before the first and after each one."""
+        done, total = 0, sum(len(rows) for rows in evaluation.chunks)
+        self._watch(self._round, "evaluation", done, total)
+        for rows, outputs in zip(evaluation.chunks, self._runtime.evaluate_split(evaluation), strict=True):
+            done += len(rows)
+            self._watch(self._round, "evaluation", done, total)
+            yield outputs
 
     def close(self) -> None:
         """Close the runtime itself."""

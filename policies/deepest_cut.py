@@ -11,6 +11,8 @@ from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers
 
+RUNG = "laws"
+
 
 def assign(cohort: Cohort, offers: Offers, *, prefer: Literal["deepest", "shallowest"] = "deepest") -> Ints:
     """One menu index per client, -1 where nothing fits; of equal depths the largest ranks, then the fastest.

@@ -10,6 +10,8 @@ from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import LEAVE_OUT, Cohort, Offers
 
+RUNG = "laws"
+
 
 def assign(cohort: Cohort, offers: Offers, *, assignment: int | None = None, min_share: float = 0.2) -> Ints:
     """The same menu index for every client it fits, -1 for the others.

@@ -24,6 +24,10 @@ import numpy as np
 from fedray.cost import Floats, Ints
 from fedray.policy import LEAVE_OUT, Bools, Cohort, Offers, State
 
+RUNG = "definition"
+PAPER = "2312.05642"
+CHECKS = ("../tests/policies/test_dtfl.py",)
+
 _NEWEST = 2 / (2 + 1)  # weight of the newest value under a span of 2
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from fedray.cost import Ints
 from fedray.policy import LEAVE_OUT, Cohort, Offers
 
+RUNG = "laws"
+
 
 def assign(cohort: Cohort, offers: Offers) -> Ints:
     """The same menu index for every client it fits, -1 for the others."""

@@ -4,7 +4,8 @@ Reproduced: one rank per client by capacity, between the menu's smallest and lar
 truncation, zero-padding, and weights by the norm of B A (the aggregation ``hetlora``). Left out: the
 local self-pruning of ranks. Our choice: clients are ordered by declared memory among those of the round
 they first appear in, and parted evenly over the menu's ranks. What fits still decides: a client gets the
-deepest offer at its own rank or below. Published numbers are not checked.
+deepest offer at its own rank or below. Published numbers are not checked. Without the pruning it is not the
+paper's whole definition, so it claims the laws alone.
 """
 
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers, State
+
+RUNG = "laws"
+PAPER = "2401.06432"
 
 
 class HetLora:

@@ -29,6 +29,9 @@ from fedray.cost import Floats, Ints
 from fedray.errors import ConfigError, PolicyError
 from fedray.policy import Cohort, Offers, State, View
 
+RUNG = "laws"
+PAPER = "2505.02795"
+
 
 class HSplitLora:
     """Its state has ``importance``, as known now, and ``settled``, what the menu was made from: [blocks]."""

@@ -7,6 +7,8 @@ the rank alone. Published numbers are not checked.
 from fedray.cost import Ints
 from fedray.policy import Cohort, Offers
 
+RUNG = "laws"
+
 
 def assign(cohort: Cohort, offers: Offers) -> Ints:
     """One menu index per client, -1 where nothing fits."""

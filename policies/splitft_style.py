@@ -26,6 +26,9 @@ from fedray.cost import Floats, Ints
 from fedray.errors import PolicyError
 from fedray.policy import LEAVE_OUT, Cohort, Offers, State
 
+RUNG = "laws"
+PAPER = "2604.26388"
+
 
 class SplitFt:
     """Its state has ``losses``: each client's last one, by id."""

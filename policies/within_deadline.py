@@ -7,6 +7,8 @@ can. Published numbers are not checked.
 from fedray.cost import Ints
 from fedray.policy import Cohort, Offers
 
+RUNG = "laws"
+
 
 def assign(cohort: Cohort, offers: Offers, *, deadline_seconds: float, leave_out: bool = False) -> Ints:
     """One menu index per client, -1 where it is left out.

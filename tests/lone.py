@@ -1,12 +1,13 @@
 """Clients alone: four blocks, rows as long as a test asks, and a tracer of the same on the meta device."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config, ViTConfig
 
 from fedray.assignment import Assignment, Lora
 from fedray.cost import WorkShape
@@ -18,11 +19,12 @@ from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.held import weights
 from fedray.training.job import Job
 from fedray.training.optimizer import LocalOptimizer
+from fedray.training.own_weights import pretrained, trained_names
 from fedray.training.packed import Backbone
 from fedray.training.shapes import initial_adapter
 from fedray.training.shares import client_share
 from fedray.training.train import Workshop
-from shop import LABELS, TASKS, VOCABULARY
+from shop import LABELS, TASKS, VOCABULARY, images, num_labels
 
 DEEP = 4
 SIZES = {
@@ -38,6 +40,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**LONG, num_key_value_heads=2, head_dim=8),
     "gpt2": GPT2Config(**SIZES, n_positions=1024),
     "bert": BertConfig(**LONG),
+    "vit": ViTConfig(
+        hidden_size=32, num_hidden_layers=DEEP, num_attention_heads=4, intermediate_size=64, patch_size=2
+    ),
 }
 
 
@@ -49,40 +54,54 @@ class Case:
     optimizer: LocalOptimizer
 
 
+def config_of(case: Case) -> PreTrainedConfig:
+    """The family's, for images of as many patches as the case has tokens beside the class token."""
+    config = copy.deepcopy(CONFIGS[case.family])
+    if case.family == "vit":
+        config.image_size = [2, 2 * (case.shape.tokens - 1)]
+    return config
+
+
 def real(case: Case) -> tuple[Workshop, Job]:
     """The case's client on the CPU: real weights, rows of exactly the shape's tokens."""
     torch.manual_seed(0)
     task, dtype = TASKS[case.family], case.assignment.dtype
-    model = type(empty_backbone(CONFIGS[case.family], task.head))(CONFIGS[case.family], **_plain(case.family))
+    config = config_of(case)
+    model = type(empty_backbone(config, task.head))(config, **_plain(case.family))
     model = model.to(TORCH_DTYPES[dtype]).requires_grad_(False).eval()
-    random = np.random.default_rng(0)
     rows, tokens = case.shape.rows, case.shape.tokens
-    pool = Encoded(
-        lengths=np.full(rows, tokens),
-        starts=np.arange(rows) * tokens,
-        lists={"input_ids": random.integers(1, VOCABULARY, rows * tokens).astype(np.int32)},
-        numbers={"label": random.integers(0, LABELS, rows).astype(np.int32)},
-        pad_id=0,
-    )
     targets = case.assignment.adapter.targets if isinstance(case.assignment.adapter, Lora) else ()
     workshop = Workshop(
         backbones={dtype: Backbone.of(dissect(model), [targets])},
         task=task,
-        pool=pool,
+        pool=images(config, rows) if case.family == "vit" else texts(rows, tokens),
         partitions=(np.arange(rows),),
         optimizer=case.optimizer,
         max_length=1024,
     )
-    labels = LABELS if case.family == "bert" else 0
-    sent = initial_adapter(workshop.backbones[dtype].anatomy, [case.assignment], labels, 0)
+    anatomy = workshop.backbones[dtype].anatomy
+    own = pretrained(anatomy.model, trained_names(anatomy, case.assignment))
+    sent = replace(initial_adapter(anatomy, [case.assignment], num_labels(case.family), 0), weights=own)
     return workshop, Job(
         round=1, client_id=0, dispatch=0, version=0, seed=0, assignment=case.assignment,
         attention=case.shape.attention, sent=sent, num_rows=rows, num_steps=1, tokens=tokens,
     )  # fmt: skip
 
 
+def texts(rows: int, tokens: int) -> Encoded:
+    """Rows of exactly so many random tokens with a label each."""
+    random = np.random.default_rng(0)
+    return Encoded(
+        lengths=np.full(rows, tokens),
+        starts=np.arange(rows) * tokens,
+        lists={"input_ids": random.integers(1, VOCABULARY, rows * tokens).astype(np.int32)},
+        numbers={"label": random.integers(0, LABELS, rows).astype(np.int32)},
+        pad_id=0,
+    )
+
+
 def _plain(family: str) -> dict[str, bool]:
-    return {"add_pooling_layer": False} if family == "bert" else {}
+    return {"add_pooling_layer": False} if family in ("bert", "vit") else {}
 
 
 def subject(case: Case, workshop: Workshop) -> TraceSubject:
@@ -93,9 +112,9 @@ def subject(case: Case, workshop: Workshop) -> TraceSubject:
         return {k: t.to("meta") for k, t in workshop.pool.batch(np.full(rows, FILLER), tokens).items()}
 
     return TraceSubject(
-        anatomies={dtype: dissect(empty_backbone(CONFIGS[case.family], task.head, dtype))},
+        anatomies={dtype: dissect(empty_backbone(config_of(case), task.head, dtype))},
         task=task,
-        num_labels=LABELS if case.family == "bert" else 0,
+        num_labels=num_labels(case.family),
         optimizer=case.optimizer,
         meta_batch=meta_batch,
     )

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config, ViTConfig
 
-from fedray.adapter import Adapter, Factors
+from fedray.adapter import Adapter
 from fedray.assignment import Assignment, Lora, lora_on_top
 from fedray.model.anatomy import dissect
 from fedray.model.load import empty_backbone
@@ -19,6 +19,7 @@ from fedray.training.packed import Backbone
 from fedray.training.shapes import initial_adapter
 from fedray.training.task import Task
 from fedray.training.tasks.causal_lm import CausalLm
+from fedray.training.tasks.image_classification import ImageClassification
 from fedray.training.tasks.text_classification import TextClassification
 from fedray.training.train import Workshop
 
@@ -32,20 +33,52 @@ SIZES = {
     "pad_token_id": 0,
 }
 WIDE = {**SIZES, "intermediate_size": 24}
+VIT = {
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "patch_size": 2,
+}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**WIDE, num_key_value_heads=2),
     "qwen3": Qwen3Config(**WIDE, num_key_value_heads=2, head_dim=8),
     "gpt2": GPT2Config(**SIZES),
     "bert": BertConfig(**WIDE),
+    # 23 patches in a row, behind a class token: as many tokens as other families' longest rows have here.
+    "vit": ViTConfig(**VIT, num_hidden_layers=BLOCKS, image_size=[2, 46]),
 }
 TARGETS = {
     "llama": ("q_proj", "v_proj"),
     "qwen3": ("q_proj", "down_proj"),
     "gpt2": ("c_attn",),
     "bert": ("query", "value"),
+    "vit": ("q_proj", "v_proj"),
 }
 TASKS: dict[str, Task] = {name: CausalLm() for name in ("llama", "qwen3", "gpt2")}
 TASKS["bert"] = TextClassification(classes=list(range(LABELS)))
+TASKS["vit"] = ImageClassification(classes=list(range(LABELS)))
+
+
+def num_labels(family: str) -> int:
+    """Of the family's task."""
+    return LABELS if TASKS[family].head == "classification" else 0
+
+
+def images(config: PreTrainedConfig, num_rows: int) -> Encoded:
+    """Random images of a model's size with a label each, their bytes from -1 to 1."""
+    random = np.random.default_rng(1)
+    height, width = config.image_size
+    tokens = height // config.patch_size * (width // config.patch_size) + 1
+    shape = num_rows, config.num_channels, height, width
+    return Encoded(
+        lengths=np.full(num_rows, tokens),
+        starts=np.arange(num_rows) * tokens,
+        lists={},
+        numbers={"label": random.integers(0, LABELS, num_rows).astype(np.int32)},
+        pad_id=0,
+        arrays={"pixel_values": random.integers(0, 256, shape, np.uint8)},
+        levels={"pixel_values": np.tile(np.linspace(-1, 1, 256, dtype=np.float32), (shape[1], 1))},
+    )
 
 
 def encoded(seed: int, num_rows: int = 60, longest: int = 24) -> Encoded:
@@ -79,7 +112,7 @@ def build(
     return Workshop(
         backbones={"fp32": Backbone.of(dissect(model), [TARGETS[family]])},
         task=task or TASKS[family],
-        pool=encoded(1, int(bounds[-1])),
+        pool=images(config, bounds[-1]) if family == "vit" else encoded(1, int(bounds[-1])),
         partitions=tuple(np.arange(a, b) for a, b in itertools.pairwise(bounds)),
         optimizer=optimizer,
         max_length=24,
@@ -89,16 +122,21 @@ def build(
 def start(workshop: Workshop, family: str, assignment: Assignment, seed: int = 0) -> Adapter:
     """An adapter of the assignment's shapes whose B is not zero, so that every factor has a gradient."""
     anatomy = workshop.backbones["fp32"].anatomy
-    labels = LABELS if family == "bert" else 0
-    first = initial_adapter(anatomy, [assignment], labels, seed)
+    first = initial_adapter(anatomy, [assignment], num_labels(family), seed)
     generator = torch.Generator().manual_seed(seed)
     return Adapter(
         factors={
-            site: Factors(a=f.a, b=0.1 * torch.randn(f.b.shape, generator=generator), scale=f.scale)
+            site: replace(f, b=0.1 * torch.randn(f.b.shape, generator=generator))
             for site, f in first.factors.items()
         },
         head=first.head,
     )
+
+
+def b_alone(assignment: Assignment) -> Assignment:
+    """The same with every A left as it was drawn."""
+    assert isinstance(assignment.adapter, Lora)
+    return replace(assignment, adapter=replace(assignment.adapter, train_a=False))
 
 
 def job(workshop: Workshop, family: str, client: int, assignment: Assignment) -> Job:

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from fedray.assignment import Assignment, HeadOnly, Lora, lora_on_top
 from fedray.errors import ConfigError
+from fedray.width import Width
 
 TOP_TWO = Assignment(blocks=tuple(range(6)), adapter=lora_on_top(6, 2, 8, targets=("query", "value")))
+
+CODECS = ("none", "bf16", "int8", "int4", "top1", "top99", "rank1", "rank16")
 
 
 @st.composite
@@ -18,6 +21,7 @@ def assignments(draw):
     ranks = draw(st.lists(st.integers(0, 64), min_size=num_blocks, max_size=num_blocks))
     targets = draw(st.lists(st.sampled_from(["query", "key", "q_proj"]), min_size=1, max_size=3, unique=True))
     lora = Lora(ranks=tuple(ranks), targets=tuple(targets), scale=draw(st.floats(1e-3, 1e3)))
+    lora = dataclasses.replace(lora, train_a=draw(st.booleans()))
     return Assignment(
         blocks=tuple(range(num_blocks)),
         adapter=lora if any(ranks) else HeadOnly(),
@@ -26,6 +30,8 @@ def assignments(draw):
         batch_size=draw(st.integers(1, 256)),
         num_epochs=draw(st.integers(1, 9)),
         max_steps=draw(st.none() | st.integers(1, 99)),
+        up_codec=draw(st.sampled_from(CODECS)),
+        down_codec=draw(st.sampled_from(CODECS)),
     )
 
 
@@ -55,6 +61,8 @@ def test_an_assignment_reads_as_a_table_says_it():
     assert str(low) == "rank 8 on 2 of 6 blocks, bf16, recompute, batch 4"
     mixed = Assignment(blocks=(0, 1), adapter=Lora(ranks=(4, 2), targets=("query",)))
     assert str(mixed) == "rank 2/4 on all 2 blocks, batch 8"
+    b_alone = Assignment(blocks=(0, 1), adapter=Lora(ranks=(4, 4), targets=("query",), train_a=False))
+    assert str(b_alone) == "rank 4 (B alone) on all 2 blocks, batch 8"
     assert str(Assignment(blocks=(0, 1), adapter=HeadOnly())) == "head only over 2 blocks, batch 8"
 
 
@@ -70,8 +78,9 @@ def test_json_gives_back_an_equal_assignment_with_an_equal_hash(assignment):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"blocks": ()}, "in order, found \\(\\)"),
-        ({"blocks": (0, 2)}, "in order, found \\(0, 2\\)"),
+        ({"blocks": ()}, "in ascending order, found \\(\\)"),
+        ({"blocks": (2, 0)}, "in ascending order, found \\(2, 0\\)"),
+        ({"blocks": (0, 2), "split": True}, "Below a cut a client runs blocks 0, 1, ... in order"),
         ({"dtype": "fp16"}, "dtype is one of fp32, bf16, found 'fp16'"),
         ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
         ({"num_epochs": 0}, "num_epochs must be at least 1, found 0"),
@@ -85,12 +94,15 @@ def test_json_gives_back_an_equal_assignment_with_an_equal_hash(assignment):
         ({"local_loss": True}, "local_loss has no effect without split"),
         ({"cut_codec": "int8"}, "cut_codec has no effect without split"),
         ({"cut_codec": "int2"}, "cut_codec is one of none, bf16, int8, int4 or top1 to top99 .* 'int2'"),
+        ({"up_codec": "int2"}, "up_codec is one of none, .* top99 .* or rank1, rank2, .* found 'int2'"),
+        ({"down_codec": "rank0"}, "down_codec is one of none, .* found 'rank0'"),
+        ({"split": True, "blocks": (0, 1), "cut_codec": "rank4"}, "cut_codec is one of .* found 'rank4'"),
         ({"split": True, "blocks": (0, 1), "local_loss": True}, "none has a rank"),
         (
             {"split": True, "blocks": (0, 1), "recompute": True},
             "recompute needs a trained block of the client",
         ),
-        ({"width": 0.5}, "width = 0.5 needs sliced submodels"),
+        ({"width": Width(share=0.5)}, r"A width \(0.5 of ffn\) trains weights or the head, and LoRA"),
         ({"weight_bits": 4}, "weight_bits = 4 is not supported"),
         ({"adapter": Lora(ranks=(0,) * 6, targets=("query",))}, "one above 0, found \\(0, 0, 0, 0, 0, 0\\)"),
         ({"adapter": Lora(ranks=(8, 8, 8, 8, 8, -1), targets=("query",))}, "ranks are 0 or more"),
@@ -131,6 +143,11 @@ def test_a_gradient_comes_down_only_where_something_below_the_cut_is_trained():
 def test_an_assignment_says_its_cut_in_a_few_words():
     cut = dataclasses.replace(TOP_TWO, blocks=(), split=True, tail=2, cut_codec="int8")
     assert "cut 0 tail 2 int8" in str(cut)
+
+
+def test_an_assignment_says_what_its_update_and_its_start_are_sent_as():
+    coded = dataclasses.replace(TOP_TWO, up_codec="top10", down_codec="bf16")
+    assert str(coded) == "rank 8 on 2 of 6 blocks, up top10, down bf16, batch 8"
 
 
 @pytest.mark.parametrize("depth", [0, 7])

@@ -1,6 +1,7 @@
 """Checkpoints: the whole of a run's progress, bit for bit, or the one before."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,10 @@ def progress_after(number):
         state=GlobalState(
             # Neither sites nor the head's tensors are in the order of their names.
             adapter=Adapter(
-                factors={"z.query": factors(number, 4, 2.0), "a.value": factors(number + 9, 2, 0.1)},
+                factors={
+                    "z.query": factors(number, 4, 2.0),
+                    "a.value": replace(factors(number + 9, 2, 0.1), train_a=False),
+                },
                 head={"weight": torch.full((3, 5), 1 / 3), "bias": torch.tensor([0.1, -0.0, 1e-45])},
             ),
             base_delta={"m.key": factors(number + 20, 7, 1 / 7)},
@@ -38,6 +42,11 @@ def progress_after(number):
         holdings=holdings,
         policy_state={"kept": {4: np.float32(0.1)}, "names": ("a", ["b"]), "mean": 0.1 + 0.2},
         audited={"work": Verdict(peak_bytes=12345), "large": Verdict(peak_bytes=7, at_least=True)},
+        # Of all shapes and dtypes, a name's order and a slash in it included.
+        client_states={
+            7: {"z/scale": torch.tensor(1 / 3, dtype=torch.float64), "a": torch.ones(2, 3).T},
+            11: {"a": torch.tensor([number], dtype=torch.int64)},
+        },
         rounds=[round_record(n, [r for r in clients if r.round == n], 0.1 * n) for n in range(1, number + 1)],
         clients=clients,
     )
@@ -51,8 +60,16 @@ def test_what_is_loaded_is_what_was_saved_in_the_same_order(tmp_path):
     assert list(loaded.state.adapter.head) == ["weight", "bias"]
     assert list(loaded.state.adapter.factors) == ["z.query", "a.value"]
     assert [f.scale for f in loaded.state.adapter.factors.values()] == [2.0, 0.1]
+    assert [f.train_a for f in loaded.state.adapter.factors.values()] == [True, False]
+    frozen = loaded.state.adapter.frozen()
+    assert torch.equal(frozen["a.value"], saved.state.adapter.frozen()["a.value"])
     assert torch.equal(loaded.state.base_delta["m.key"].b, saved.state.base_delta["m.key"].b)
     assert loaded.state.base_delta["m.key"].scale == 1 / 7
+    assert {c: list(kept) for c, kept in loaded.client_states.items()} == {7: ["z/scale", "a"], 11: ["a"]}
+    for client, kept in saved.client_states.items():
+        for name, tensor in kept.items():
+            assert loaded.client_states[client][name].dtype == tensor.dtype
+            assert torch.equal(loaded.client_states[client][name], tensor)
     assert (loaded.state.version, loaded.audited) == (2, saved.audited)
     assert loaded.policy_state == saved.policy_state
     assert isinstance(loaded.policy_state["kept"][4], np.float32)

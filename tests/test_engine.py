@@ -14,10 +14,11 @@ from peft import PeftModel
 from transformers import AutoModel
 
 import fedray
-from fedray import checkpoint, rounds
+from fedray import checkpoint
 from fedray.config import load_config
 from fedray.engine import play_round, run
 from fedray.errors import ConfigError, NothingFits, TrainingError
+from fedray.evaluation import evaluate
 from tiny_run import KIB, assert_same_run, merged, opened, played, records, save_fleet, save_model
 
 POLICIES = ("largest_that_fits", "everybody_smallest", "drop_weak", "hetlora")
@@ -190,7 +191,10 @@ def test_clients_that_leave_are_dropped_and_their_work_is_not_counted(tiny, tmp_
     ]
 
 
-@pytest.mark.parametrize("rule", ["hetlora", "flexlora", "flexlora_delta", "flora", "fedit", "rbla"])
+RULES = ["hetlora", "flexlora", "flexlora_delta", "flora", "fedit", "rbla", "ffa_lora", "fedex_lora"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_every_rule_runs_and_sends_what_it_says(tiny, rule):
     result = played(merged(tiny, {"aggregation": rule, "rounds": {"num_rounds": 2}}))
     for record in result.clients:
@@ -203,7 +207,7 @@ def test_every_rule_runs_and_sends_what_it_says(tiny, rule):
     assert (result.rounds[1].drift > 0) is lossy
     assert result.rounds[0].drift == 0
     grows = result.clients[-1].predicted_down_bytes > result.clients[-1].predicted_up_bytes
-    assert grows is (rule == "flora")
+    assert grows is (rule in ("flora", "fedex_lora"))
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -350,7 +354,7 @@ def test_a_pretrained_decoder_loses_loss_on_speakers_it_never_trained_on(shared,
         "runtime": "local",
     }
     scene, progress, runtime = opened(config)
-    before = rounds.evaluate(scene, progress.state, 0, runtime)
+    before = evaluate(scene, progress.state, 0, runtime)
     for number in (1, 2):
         assert play_round(scene, progress, runtime, number).num_ok == 4
     after = [record for record in progress.evaluations if record.round == 2]

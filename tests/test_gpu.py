@@ -37,7 +37,7 @@ def _delta(update: Update) -> Adapter:
     return update.delta
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "vit"])
 def test_a_pack_on_the_gpu_ends_where_it_ends_on_the_cpu(family: str) -> None:
     here = build(family, [rows for _, _, rows in MIXED], SGD)
     there = on_cuda(family)

@@ -45,8 +45,9 @@ def test_a_grid_of_the_head_alone_is_a_menu():
 
 
 def test_local_work_scale_and_targets_reach_every_entry():
-    [entry] = build_menu(grid_of(num_epochs=3, max_steps=5, scale=1.5))
+    [entry] = build_menu(grid_of(num_epochs=3, max_steps=5, scale=1.5, train_a=False))
     assert (entry.num_epochs, entry.max_steps, entry.adapter.scale) == (3, 5, 1.5)
+    assert not entry.adapter.train_a
     assert entry.adapter.targets == ("query",)
 
 
@@ -63,6 +64,15 @@ def test_local_work_scale_and_targets_reach_every_entry():
 def test_a_grid_that_makes_no_sense_is_refused(knobs, message):
     with pytest.raises(ConfigError, match=message):
         build_menu(grid_of(**knobs))
+
+
+def test_codecs_of_updates_multiply_with_all_other_knobs_and_one_that_is_unknown_is_refused():
+    menu = build_menu(grid_of(cuts=(2,), up_codecs=("none", "top10"), down_codecs=("none", "int8")))
+    codecs = [(entry.split, entry.up_codec, entry.down_codec) for entry in menu]
+    pairs = [("none", "int8"), ("none", "none"), ("top10", "int8"), ("top10", "none")]
+    assert codecs == [(split, *pair) for split in (True, False) for pair in pairs]
+    with pytest.raises(ConfigError, match=r"up_codec is one of none, .* found 'top'"):
+        build_menu(grid_of(up_codecs=("top",)))
 
 
 # Cuts.

@@ -23,7 +23,6 @@ MENU = (
     ),
 )
 PEAKS = (10, 20, 22, 30, 32)
-NAMES = ("largest_that_fits", "everybody_smallest", "drop_weak", "within_deadline", "hetlora")
 
 
 def offers_of(memory, *, seconds=(1.0, 2.0, 2.5, 4.0, 5.0), menu=MENU, peaks=PEAKS):
@@ -174,19 +173,6 @@ def test_online_knows_the_fleets_clients_only(stranger):
 def test_a_pace_that_closes_no_round_is_refused(pace, message):
     with pytest.raises(ConfigError, match=message):
         Pace(**pace)
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.sampled_from(NAMES))
-def test_a_shipped_policy_gives_nobody_what_does_not_fit_and_leaves_out_whom_nothing_fits(memory, name):
-    options = {"deadline_seconds": 2.2} if name == "within_deadline" else None
-    choice, _ = answered(name, memory, options)
-    fits = offers_of(memory).fits
-    assert len(choice) == len(memory)
-    for client, entry in enumerate(choice):
-        assert fits[entry, client] if entry >= 0 else True
-    if max(memory) >= PEAKS[0]:
-        assert max(choice) >= 0
 
 
 def test_largest_that_fits():

@@ -88,6 +88,16 @@ def test_a_class_is_a_policy_with_its_options_and_its_own_methods(write):
     assert policy.menu(VIEW) == VIEW.menu
 
 
+def test_an_aggregation_interval_is_a_number_of_rounds(write):
+    policy = load_policy(write("aggregation_interval = 5\n" + FUNCTION))
+    assert policy.aggregation_interval == 5
+    assert load_policy(write(FUNCTION)).aggregation_interval is None
+    with pytest.raises(PolicyError, match=r"aggregation_interval is 1 round or more, not 0"):
+        load_policy(write("aggregation_interval = 0\n" + FUNCTION))
+    with pytest.raises(PolicyError, match=r"aggregation_interval is a int or absent, not '5'"):
+        load_policy(write("aggregation_interval = '5'\n" + FUNCTION))
+
+
 def test_a_file_of_the_function_form_may_declare_pace_and_aggregation(write):
     policy = load_policy(
         write('from fedray.policy import Pace\naggregation = "stack"\npace = Pace(goal=3)\n' + FUNCTION)
@@ -250,8 +260,9 @@ def test_an_unknown_name_is_answered_with_the_shipped_ones():
         load_policy("drop_week")
     assert str(error.value) == (
         "No policy is named 'drop_week'; shipped are adaptsfl_style, deepest_cut, drop_weak, dtfl, "
-        "everybody_smallest, hetlora, hsplitlora_style, largest_that_fits, splitft_style, within_deadline, "
-        "or give a path. Did you mean 'drop_weak'?"
+        "everybody_smallest, fed_hello, fedra, fedrolex, ffa, flexlora, flora, heterofl, hetlora, "
+        "hsplitlora_style, largest_that_fits, splitft_style, within_deadline, or give a path. Did you "
+        "mean 'drop_weak'?"
     )
 
 

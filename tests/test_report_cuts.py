@@ -33,7 +33,9 @@ def with_cuts(folder):
             waiting_seconds=50.0,
             **riding | {"boundary_up_bytes": 3001},
         ),
-        client_record(1, 7),
+        client_record(
+            1, 7, assignment=dataclasses.replace(assignment_of("laptop"), up_codec="int8").to_json()
+        ),
     ]
     rounds = [dataclasses.replace(round_record(1, clients, 0.5), server_joules=2500.0)]
     return leave(folder, rounds, clients, [])
@@ -53,6 +55,10 @@ def test_a_run_with_cuts_shows_who_kept_how_many_blocks(tmp_path):
     assert page.row("whole model") == ["whole model", "\u2013", "1 (50 %)"]
     # Ranks stand for all six blocks, whoever runs them.
     assert page.row("A")[:6] == ["A", "4", "2 of 6", "2", "no", "fp32"]
+    # One update was sent coded; what they started from nobody's was.
+    assert page.row("", "Rank")[6:8] == ["Batch (rows)", "Up as"]
+    assert "Down as" not in page.row("", "Rank")
+    assert sorted(page.row(code)[7] for code in "ABC") == ["int8", "none", "none"]
 
 
 def test_waiting_is_shown_as_a_share_of_the_riders_time(tmp_path):

@@ -300,8 +300,11 @@ def test_a_menu_that_is_none_is_refused(menu, message):
         ask_menu(Answers(None, menu=menu), view_of())
 
 
-def test_a_selection_keeps_the_policys_order():
-    assert ask_selection(Answers(None, ids=[4, 0, 2]), view_of(), {}).tolist() == [4, 0, 2]
+def test_a_selection_keeps_the_policys_order_and_may_say_what_it_remembers():
+    ids, state = ask_selection(Answers(None, ids=[4, 0, 2]), view_of(), {"kept": 1})
+    assert (ids.tolist(), state) == ([4, 0, 2], {"kept": 1})
+    ids, state = ask_selection(Answers(None, ids=([3, 1], {"asked": 2})), view_of(), {"kept": 1})
+    assert (ids.tolist(), state) == ([3, 1], {"asked": 2})
 
 
 @pytest.mark.parametrize(

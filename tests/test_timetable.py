@@ -10,74 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.cost import Device
-from fedray.riders import Riders
 from fedray.riding import spent_riding
 from fedray.timetable import Travellers, timetable
-from fedray.virtual_server import VirtualServer
-
-INF = np.inf
-
-
-def server_of(**changes):
-    facts = {
-        "num_shards": 1,
-        "flops_per_s": 1.0,
-        "memory_bytes": 10**9,
-        "interconnect_bps": 8.0,
-        "watts": 1.0,
-        "block_bytes": (1, 1, 1, 1),
-    }
-    return VirtualServer(**(facts | changes))
-
-
-def device_of(count, **links):
-    one = np.ones(count)
-    facts = {"up_bps": 8.0, "down_bps": 8.0, "rtt_seconds": 0.0} | links
-    return Device(
-        memory_bytes=np.full(count, 1),
-        storage_bytes=np.full(count, 1),
-        flops_per_s={"fp32": one},
-        memory_bytes_per_s=one,
-        compute_watts=one,
-        idle_watts=one,
-        radio_joules_per_byte=one,
-        **{name: value * one for name, value in facts.items()},
-    )
-
-
-def ints(values, count):
-    return np.broadcast_to(np.array(values, np.int64), count).copy()
-
-
-def floats(values, count):
-    return np.broadcast_to(np.array(values, float), count).copy()
-
-
-def travellers_of(forward, *, backward=0.0, steps=2, flops=1, start=0.0, leave=INF, **changes):
-    """Clients whose next step waits for the sweep; ``forward`` seconds for each of them."""
-    count = len(forward)
-    num_steps = ints(steps, count)
-    riders = Riders(
-        num_steps=num_steps,
-        num_fresh=ints(changes.pop("fresh", num_steps), count),
-        forward_seconds=floats(forward, count),
-        backward_seconds=floats(backward, count),
-        fresh_up_bytes=ints(changes.pop("up_bytes", 0), count),
-        later_up_bytes=ints(0, count),
-        down_bytes=ints(changes.pop("down_bytes", 0), count),
-        up_messages=ints(1, count),
-        down_messages=ints(changes.pop("down_messages", 1), count),
-        server_flops=ints(flops, count),
-        first_block=ints(changes.pop("first_block", 0), count),
-    )
-    return Travellers(
-        client_ids=ints(changes.pop("client_ids", np.arange(count)), count),
-        riders=riders,
-        device=device_of(count, **changes),
-        start_seconds=floats(start, count),
-        leave_seconds=floats(leave, count),
-    )
+from travel import INF, server_of, travellers_of
 
 
 def times(table):
@@ -191,6 +126,39 @@ def test_where_hidden_states_are_kept_the_server_goes_on_alone():
     assert spent_riding(table, who, np.array([9.0])).compute_seconds.tolist() == [2]
 
 
+def test_at_the_top_a_sweep_waits_for_tails_and_then_comes_down_for_everybody():
+    # Up from 1 to 5. Client 0 is in its tail until 8, then down until 12; backward ends at 13.
+    who = travellers_of([1, 1], backward=1, steps=1, flops=4, turn=[3, 0], up_messages=[2, 1])
+    table = timetable(server_of(), who)
+    assert times(table) == [(1, 12, (0, 1))]
+    assert [(sweep.top_seconds, sweep.down_seconds) for sweep in table.sweeps] == [(5, 8)]
+    assert table.finish_seconds.tolist() == [13, 13]
+    spent = spent_riding(table, who, np.array([13.0, 13.0]))
+    assert spent.waiting_seconds.tolist() == [8, 11]
+    assert [table.busy_seconds(moment) for moment in (1, 4, 7, 9, 20)] == [0, 3, 4, 5, 8]
+
+
+def test_nobody_waits_for_the_tail_of_who_has_left():
+    who = travellers_of([1, 1], steps=1, flops=4, turn=[3, 0], up_messages=[2, 1], leave=[6, INF])
+    table = timetable(server_of(), who)
+    assert [(sweep.top_seconds, sweep.down_seconds) for sweep in table.sweeps] == [(5, 6)]
+    assert table.finish_seconds.tolist() == [INF, 10]
+
+
+def test_over_a_frozen_bottom_a_later_step_is_the_tail_alone():
+    # Forward to 3, to the top at 4, the tail until 6, down until 7; then up at once, 8, 10 and 11.
+    who = travellers_of([3], steps=2, fresh=1, flops=2, turn=2, up_messages=2)
+    table = timetable(server_of(), who)
+    assert times(table) == [(3, 7, (0,)), (7, 11, (0,))]
+    assert spent_riding(table, who, np.array([11.0])).compute_seconds.tolist() == [3 + 2 * 2]
+    assert who.riders.seconds_alone(who.device, np.array([2.0])).tolist() == [11]
+
+
+def test_a_queue_has_one_tail_at_a_time():
+    who = travellers_of([1, 1], steps=1, flops=2, turn=3, up_messages=2)
+    assert times(timetable(server_of(order="queue"), who)) == [(1, 6, (0,)), (6, 11, (1,))]
+
+
 # What is spent until some moment.
 
 
@@ -209,6 +177,32 @@ def test_a_moment_in_every_part_of_a_step():
         15: (4, 3, 4, 2, 2),
         17: (6, 3, 4, 2, 2),
         30: (6, 3, 4, 2, 2),
+    }
+    for moment, expected in moments.items():
+        spent = spent_riding(table, who, np.array([float(moment)]))
+        assert tuple(getattr(spent, f.name)[0] for f in dataclasses.fields(spent)) == expected, moment
+
+
+def test_a_moment_in_every_part_of_a_step_that_turns_at_a_tail():
+    # Forward to 2, up to 7, sweep to the top at 9, down 1 + 2 s, the tail 12 to 15, up 1 + 1 s, sweep 17 to
+    # 19, down 1 + 2 s, backward 22 to 26.
+    who = travellers_of(
+        [2], turn=3, backward=4, steps=1, flops=4, up_bytes=5, turn_up_bytes=1, down_bytes=4,
+        turn_down_bytes=2, up_messages=2, down_messages=2, rtt_seconds=1.0,
+    )  # fmt: skip
+    table = timetable(server_of(), who)
+    assert table.finish_seconds.tolist() == [26]
+    moments = {
+        1: (1, 0, 0, 0, 0),
+        5: (2, 0, 2, 0, 0),
+        8: (2, 1, 4, 0, 1),
+        11: (2, 2, 4, 1, 1),
+        13: (3, 2, 4, 2, 2),
+        16: (5, 2, 4, 2, 2),
+        18: (5, 3, 5, 2, 3),
+        21: (5, 4, 5, 3, 3),
+        23: (6, 4, 5, 4, 4),
+        26: (9, 4, 5, 4, 4),
     }
     for moment, expected in moments.items():
         spent = spent_riding(table, who, np.array([float(moment)]))
@@ -244,6 +238,7 @@ CLIENTS = st.lists(
         st.integers(0, 6),  # bytes up and down
         st.integers(0, 1),  # messages down
         st.integers(0, 3),  # cut
+        st.integers(0, 5),  # seconds in a tail, none if 0
     ),
     min_size=1,
     max_size=6,
@@ -259,9 +254,10 @@ SERVERS = st.fixed_dictionaries(
 
 
 def drawn(clients, leave=INF):
-    forward, backward, steps, flops, start, crossing, messages, cut = map(
+    forward, backward, steps, flops, start, crossing, messages, cut, turn = map(
         np.array, zip(*clients, strict=True)
     )
+    tail = (turn > 0).astype(int)
     return travellers_of(
         forward,
         backward=backward,
@@ -269,9 +265,13 @@ def drawn(clients, leave=INF):
         flops=flops,
         start=start,
         leave=leave,
+        turn=turn,
         up_bytes=crossing,
-        down_bytes=crossing * messages,
-        down_messages=messages,
+        turn_up_bytes=crossing // 2 * tail,
+        down_bytes=crossing * np.maximum(messages, tail),
+        turn_down_bytes=np.where(messages, crossing // 2, crossing) * tail,
+        up_messages=1 + tail,
+        down_messages=messages + tail,
         first_block=cut,
         rtt_seconds=0.5,
     )
@@ -362,6 +362,7 @@ def test_what_is_spent_adds_up_to_the_seconds_until_then(clients, facts, leaves,
     busy = spent.compute_seconds + spent.waiting_seconds
     assert (busy <= until - who.start_seconds + 1e-9).all()
     done = until >= table.finish_seconds
-    up = whole.num_fresh * whole.fresh_up_seconds(who.device)
-    links = up + whole.num_steps * whole.down_seconds(who.device)
+    ups, downs = (whole.first_up, whole.fresh_turn_up), (whole.turn_down, whole.last_down)
+    links = sum(whole.num_fresh * leg.up_seconds(who.device) for leg in ups)
+    links = links + sum(whole.num_steps * leg.down_seconds(who.device) for leg in downs)
     assert (busy + links)[done] == pytest.approx((until - who.start_seconds)[done])

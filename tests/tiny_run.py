@@ -172,6 +172,10 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def assert_same_adapter(one: Adapter, other: Adapter) -> None:
     """Names, shapes and bits."""
-    left, right = one.tensors(), other.tensors()
+    assert_same_tensors(one.tensors(), other.tensors())
+
+
+def assert_same_tensors(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
+    """Names in order, shapes and bits."""
     assert list(left) == list(right)
     assert all(torch.equal(left[name], right[name]) for name in left)

@@ -48,6 +48,25 @@ def _with_identity(whole: Tensor) -> LowRank:
     return LowRank(whole, torch.eye(inputs, dtype=whole.dtype))
 
 
+def trimmed(part: LowRank) -> LowRank:
+    """The same matrix in as many ranks as it has, to rounding: none where the parts cancel.
+
+    Singular values count as rounding below eps * max(O, I) times the norms of both sides.
+    """
+    core, q_b, q_a = _core(part)
+    u, values, vt = torch.linalg.svd(core, full_matrices=False)
+    widest = max(part.b.shape[0], part.a.shape[1])
+    rounding = torch.finfo(values.dtype).eps * widest * torch.linalg.norm(part.b) * torch.linalg.norm(part.a)
+    kept = int((values > rounding).sum())
+    return LowRank((q_b @ u[:, :kept]) * values[:kept], vt[:kept] @ q_a.T)
+
+
+def grown(old: Factors | None, more: LowRank, dtype: torch.dtype) -> Factors:
+    """A site's base delta and what a round adds to it, in at most min(O, I) ranks; the scale is 1."""
+    total = more if old is None else bounded(stacked([product(old), more]))
+    return Factors(a=total.a.to(dtype), b=total.b.to(dtype), scale=1.0)
+
+
 def frobenius(part: LowRank) -> float:
     """The Frobenius norm of ``b @ a``, through a QR of each side.
 

@@ -2,23 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from fedray.aggregation.factor_mean import FactorMean, Mode
+from fedray.aggregation.fedex_lora import FedExLora
 from fedray.aggregation.product_svd import ProductSVD
 from fedray.aggregation.rule import Aggregation, Transform
+from fedray.aggregation.rule_file import load_rule
 from fedray.aggregation.stack import Stack
 from fedray.aggregation.transforms import ClipByNorm
 from fedray.errors import ConfigError
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "mode": ("zero_pad", "hetlora", "dimension"),
+    "mode": ("zero_pad", "hetlora", "dimension", "frozen_a"),
     "form": ("delta", "state"),
 }
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "factor_mean": ("mode", "form"),
     "product_svd": ("form",),
     "stack": (),
+    "fedex_lora": (),
 }
 
 
@@ -31,7 +35,7 @@ class Preset:
         weights: what the paper weighs clients by; the caller gives the weights.
     """
 
-    rule: Literal["factor_mean", "product_svd", "stack"]
+    rule: Literal["factor_mean", "product_svd", "stack", "fedex_lora"]
     options: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
     weights: Literal["rows", "uniform"] = "rows"
@@ -52,6 +56,11 @@ PRESETS: Mapping[str, Preset] = {
     "flexlora": Preset(rule="product_svd", options={"form": "state"}, paper="2402.11505"),
     "flexlora_delta": Preset(rule="product_svd", options={"form": "delta"}),
     "flora": Preset(rule="stack", paper="2409.05976"),
+    "coverage_mean": Preset(
+        rule="factor_mean", options={"mode": "dimension", "form": "delta"}, weights="uniform"
+    ),
+    "ffa_lora": Preset(rule="factor_mean", options={"mode": "frozen_a", "form": "delta"}, paper="2403.12313"),
+    "fedex_lora": Preset(rule="fedex_lora", paper="2410.09432", weights="uniform"),
 }
 """Published names carry the published form. fedit is zero-padded where ranks differ, as its rivals run it."""
 
@@ -59,10 +68,10 @@ PRESETS: Mapping[str, Preset] = {
 def make_aggregation(
     name: str, options: Mapping[str, object] | None = None, transforms: tuple[Transform, ...] = ()
 ) -> Aggregation:
-    """The rule of a name in `PRESETS`.
+    """The rule of a name in `PRESETS`, or of a file.
 
     Args:
-        name: of a preset or a rule.
+        name: of a preset or a rule, or the path of a Python file (see `rule_file.load_rule`).
         options: ``mode`` and ``form`` where the rule has them, replacing the preset's; ``clip_norm``
             puts a `ClipByNorm` before the other transforms.
         transforms: applied to every update before it is summed.
@@ -70,12 +79,17 @@ def make_aggregation(
     Raises:
         ConfigError: for a name, an option or a value that is not known, naming the known ones.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"No aggregation is called {name!r}; the known ones are {', '.join(PRESETS)}.")
     given = dict(options or {})
     clip = given.pop("clip_norm", None)
     if clip is not None:
         transforms = (ClipByNorm(max_norm=_number(clip)), *transforms)
+    if name.endswith(".py"):
+        return load_rule(Path(name), given, transforms)
+    if name not in PRESETS:
+        raise ConfigError(
+            f"No aggregation is called {name!r}; the known ones are {', '.join(PRESETS)}, or give the path "
+            "of a .py file."
+        )
     preset = PRESETS[name]
     chosen = {**preset.options, **_checked(name, preset.rule, given)}
     match preset.rule:
@@ -86,6 +100,8 @@ def make_aggregation(
             return ProductSVD(form=cast(Any, chosen["form"]), name=name, transforms=transforms)
         case "stack":
             return Stack(name=name, transforms=transforms)
+        case "fedex_lora":
+            return FedExLora(name=name, transforms=transforms)
 
 
 def _number(value: object) -> float:

@@ -18,12 +18,12 @@ from fedray.aggregation.lowrank import (
     product,
     stacked,
 )
-from fedray.aggregation.round_sum import RoundSum, SiteRule, leading, send_sites
-from fedray.aggregation.rule import Accumulator, Form, Transform
+from fedray.aggregation.round_sum import NewSite, RoundSum, SiteRule, leading, send_sites
+from fedray.aggregation.rule import Accumulator, Aggregation, Form, Transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProductSVD:
+class ProductSVD(Aggregation):
     """The weighted mean of the products s_k B_k A_k over a site's holders, cut to the global rank.
 
     A client gets the truncated SVD of the global product M: singular values in B, rows of A
@@ -47,14 +47,14 @@ class ProductSVD:
         return frozenset({"L3", "L6"} | ({"L1"} if self.form == "state" else set()))
 
     @property
-    def exact(self) -> bool:
-        """See `rule.Aggregation`."""
-        return "L6" not in self.breaks
+    def keeps_rank_indices(self) -> bool:
+        """No: every round decomposes the product anew, and a singular vector may turn or change its sign."""
+        return False
 
     @property
-    def lossy(self) -> bool:
+    def averages_states(self) -> bool:
         """See `rule.Aggregation`."""
-        return "L1" in self.breaks
+        return self.form == "state"
 
     @torch.no_grad()
     def send(self, state: GlobalState, ranks: Mapping[str, int], seed: int) -> Adapter:
@@ -98,15 +98,16 @@ class _ProductSum:
             change = LowRank(torch.cat([delta.b, sent.b], 1), torch.cat([sent.a + delta.a, delta.a], 0))
             self._sum.add(change, weight * sent.scale)
 
-    def finish(self, cohort_weight: float) -> Factors:
+    def finish(self, cohort_weight: float) -> NewSite:
         total = self._sum.value(1.0 / self._weight)
         if total is None:
-            return self._old
+            return NewSite()
         # In the state form the old product counts nothing, but its A keeps the ranks alive that a
         # small cohort does not reach: a rank with A = 0 and B = 0 has no gradient ever after.
         old = product(self._old, 1.0 if self._form == "delta" else 0.0)
         total = stacked([old, total])
-        return _like(best_of_rank(bounded(total), self._old.rank, self._old.scale), self._old)
+        best = best_of_rank(bounded(total), self._old.rank, self._old.scale)
+        return NewSite(factors=_like(best, self._old))
 
 
 def _like(factors: Factors, model: Factors) -> Factors:

@@ -6,14 +6,22 @@ A rule brings only what differs, a `SiteSum`; what is checked and how heads are 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from fedray.adapter import Adapter, Factors, GlobalState, all_finite
+from fedray.adapter import Adapter, Factors, GlobalState, all_finite, head_name
+from fedray.aggregation.coverage_mean import CoverageSum
 from fedray.aggregation.rule import Transform
 from fedray.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSite:
+    """What a round makes of one site; None where that part stays what it was."""
+
+    factors: Factors | None = None
+    base_delta: Factors | None = None
 
 
 class SiteSum(Protocol):
@@ -22,8 +30,8 @@ class SiteSum(Protocol):
     def add(self, sent: Factors, delta: Factors, weight: float) -> None:
         """Add one client's trained factors, ``sent + delta``."""
 
-    def finish(self, cohort_weight: float) -> Factors | None:
-        """The site's new factors, None for none; ``cohort_weight`` counts clients without the site, too."""
+    def finish(self, cohort_weight: float) -> NewSite:
+        """What the site comes to; ``cohort_weight`` counts clients without the site, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +40,15 @@ class SiteRule:
 
     Attributes:
         open_site: an empty sum for a site of the state.
-        place: the part of the state that its results belong to.
         zero_start: whether clients must have started from B = 0.
         any_rank: whether an update's rank may pass the state's.
+        shared_a: whether clients must have the state's own A, and leave it untrained.
     """
 
     open_site: Callable[[GlobalState, str], SiteSum]
-    place: Literal["adapter", "base_delta"] = "adapter"
     zero_start: bool = False
     any_rank: bool = False
+    shared_a: bool = False
 
 
 class RoundSum:
@@ -51,7 +59,8 @@ class RoundSum:
         self._rule = rule
         self._transforms = transforms
         self._sites: dict[str, SiteSum] = {}
-        self._head: dict[str, tuple[Tensor, float]] = {}
+        self._head: dict[str, CoverageSum] = {}
+        self._weights: dict[str, CoverageSum] = {}
         self._weight = 0.0
 
     @torch.no_grad()
@@ -70,9 +79,13 @@ class RoundSum:
             if site not in self._sites:
                 self._sites[site] = self._rule.open_site(self._state, site)
             self._sites[site].add(sent.factors[site], delta, weight)
+        old = self._state.adapter
         for name, tensor in update.head.items():
-            total, held = self._head.get(name, (torch.zeros_like(tensor, dtype=torch.float64), 0.0))
-            self._head[name] = (total.add_(tensor.double(), alpha=weight), held + weight)
+            place = sent.places.get(head_name(name))
+            self._head.setdefault(name, CoverageSum(old.head[name])).add(tensor, place, weight)
+        for name, tensor in update.weights.items():
+            place = sent.places.get(name)
+            self._weights.setdefault(name, CoverageSum(old.weights[name])).add(tensor, place, weight)
         self._weight += weight
 
     @torch.no_grad()
@@ -81,17 +94,17 @@ class RoundSum:
         if not self._weight:
             return self._state
         old = self._state.adapter
-        head = dict(old.head)
-        for name, (total, held) in self._head.items():
-            head[name] = (old.head[name].double() + total / held).to(old.head[name].dtype)
-        sums = {site: self._sites[site].finish(self._weight) for site in old.factors if site in self._sites}
-        new = {site: factors for site, factors in sums.items() if factors is not None}
-        version = self._state.version + 1
-        if self._rule.place == "base_delta":
-            moved = {**self._state.base_delta, **new}
-            return replace(self._state, adapter=replace(old, head=head), base_delta=moved, version=version)
-        factors = {**old.factors, **new}
-        return replace(self._state, adapter=Adapter(factors=factors, head=head), version=version)
+        head = {**old.head, **{name: total.finish() for name, total in self._head.items()}}
+        weights = {**old.weights, **{name: total.finish() for name, total in self._weights.items()}}
+        factors, base_delta = dict(old.factors), dict(self._state.base_delta)
+        for site in old.factors:
+            new = self._sites[site].finish(self._weight) if site in self._sites else NewSite()
+            if new.factors is not None:
+                factors[site] = new.factors
+            if new.base_delta is not None:
+                base_delta[site] = new.base_delta
+        adapter, version = Adapter(factors=factors, head=head, weights=weights), self._state.version + 1
+        return replace(self._state, adapter=adapter, base_delta=base_delta, version=version)
 
 
 def send_sites(state: GlobalState, ranks: Mapping[str, int], shape: Callable[[str, int], Factors]) -> Adapter:
@@ -117,13 +130,14 @@ def send_sites(state: GlobalState, ranks: Mapping[str, int], shape: Callable[[st
 
 def leading(factors: Factors, rank: int) -> Factors:
     """The first ``rank`` rows of A and columns of B, as copies: a view would travel whole."""
-    return Factors(a=factors.a[:rank].clone(), b=factors.b[:, :rank].clone(), scale=factors.scale)
+    return replace(factors, a=factors.a[:rank].clone(), b=factors.b[:, :rank].clone())
 
 
 def _check_against_state(sent: Adapter, state: GlobalState, rule: SiteRule) -> None:
     unknown = [
         *(sent.factors.keys() - state.adapter.factors.keys()),
         *(sent.head.keys() - state.adapter.head.keys()),
+        *(sent.weights.keys() - state.adapter.weights.keys()),
     ]
     if unknown:
         raise TrainingError(
@@ -143,6 +157,11 @@ def _check_against_state(sent: Adapter, state: GlobalState, rule: SiteRule) -> N
             raise TrainingError(
                 f"This rule stacks what was trained since B = 0, but a client was sent another B at {site!r}"
                 "; send it what the rule's send() gives. Update not added."
+            )
+        if rule.shared_a and (f.train_a or not torch.equal(f.a, whole.a[: f.rank])):
+            raise TrainingError(
+                f"This rule sums B over one A that nobody trains, but a client has another A at {site!r}, or "
+                "trains it; give it train_a = false and what the rule's send() gives. Update not added."
             )
 
 

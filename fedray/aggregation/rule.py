@@ -4,6 +4,7 @@ The laws are tested for every rule; one that a rule cannot keep stands in its ``
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -49,7 +50,11 @@ class Accumulator(Protocol):
 
 
 class Aggregation(Protocol):
-    """How unlike updates become one global state."""
+    """How unlike updates become one global state.
+
+    A class that inherits from this one need only say its name, what it breaks, what it sends and how
+    it sums; the other properties then have the answers given here.
+    """
 
     @property
     def name(self) -> str:
@@ -62,10 +67,35 @@ class Aggregation(Protocol):
     @property
     def exact(self) -> bool:
         """Whether it keeps L6."""
+        return "L6" not in self.breaks
 
     @property
     def lossy(self) -> bool:
         """Whether it breaks L1; its `drift` then belongs into the record."""
+        return "L1" in self.breaks
+
+    @property
+    def keeps_rank_indices(self) -> bool:
+        """Whether the state goes on from its own factors, so that a rank index means the same next round.
+
+        Then L2 holds index by index, A may be left untrained, and moments over rounds mean something.
+        """
+        return True
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether part of what was learnt goes into `GlobalState.base_delta`."""
+        return False
+
+    @property
+    def freezes_a(self) -> bool:
+        """Whether it needs assignments that leave A untrained (``train_a = false``)."""
+        return False
+
+    @property
+    def averages_states(self) -> bool:
+        """Whether it averages what clients end with, and so needs them to start from the state itself."""
+        return False
 
     def send(self, state: GlobalState, ranks: Mapping[str, int], seed: int) -> Adapter:
         """What a client starts from: own copies, at its rank per site, the head whole.
@@ -122,10 +152,10 @@ def _whole(state: GlobalState, site: str) -> LowRank:
 
 def _nothing(sent: Adapter) -> Adapter:
     factors = {
-        site: Factors(a=torch.zeros_like(f.a), b=torch.zeros_like(f.b), scale=f.scale)
-        for site, f in sent.factors.items()
+        site: replace(f, a=torch.zeros_like(f.a), b=torch.zeros_like(f.b)) for site, f in sent.factors.items()
     }
-    return Adapter(factors=factors, head={name: torch.zeros_like(t) for name, t in sent.head.items()})
+    head, weights = ({n: torch.zeros_like(t) for n, t in part.items()} for part in (sent.head, sent.weights))
+    return replace(sent, factors=factors, head=head, weights=weights)
 
 
 def one_adapter(state: GlobalState) -> Adapter:
@@ -138,4 +168,4 @@ def one_adapter(state: GlobalState) -> Adapter:
     for site in state.base_delta:
         whole, own = _whole(state, site), factors[site]
         factors[site] = Factors(a=whole.a.to(own.a.dtype), b=whole.b.to(own.b.dtype), scale=1.0)
-    return Adapter(factors=factors, head=state.adapter.head)
+    return replace(state.adapter, factors=factors)

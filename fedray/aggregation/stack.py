@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from fedray.adapter import Adapter, Factors, GlobalState
-from fedray.aggregation.lowrank import LowRank, RunningSum, bounded, product, stacked
-from fedray.aggregation.round_sum import RoundSum, SiteRule, send_sites
-from fedray.aggregation.rule import Accumulator, Transform
+from fedray.aggregation.lowrank import LowRank, RunningSum, grown
+from fedray.aggregation.round_sum import NewSite, RoundSum, SiteRule, send_sites
+from fedray.aggregation.rule import Accumulator, Aggregation, Transform
 from fedray.errors import TrainingError
 from fedray.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stack:
+class Stack(Aggregation):
     """FLoRA (2409.05976): ``base delta <- base delta + sum p_k s_k B_k A_k``, p_k over a site's holders.
 
     The sum is kept as stacked factors with every scale inside them (the published code relies on one
@@ -34,14 +34,14 @@ class Stack:
         return frozenset()
 
     @property
-    def exact(self) -> bool:
-        """See `rule.Aggregation`."""
-        return "L6" not in self.breaks
+    def keeps_rank_indices(self) -> bool:
+        """No: every dispatch has an A of its own."""
+        return False
 
     @property
-    def lossy(self) -> bool:
-        """See `rule.Aggregation`."""
-        return "L1" in self.breaks
+    def moves_base(self) -> bool:
+        """Yes, all of it."""
+        return True
 
     def send(self, state: GlobalState, ranks: Mapping[str, int], seed: int) -> Adapter:
         """See `rule.Aggregation.send`; a fresh A by ``seed`` and site, B = 0.
@@ -61,7 +61,7 @@ class Stack:
 
     def start(self, state: GlobalState) -> Accumulator:
         """See `rule.Aggregation.start`."""
-        rule = SiteRule(open_site=_StackedSum, place="base_delta", zero_start=True, any_rank=True)
+        rule = SiteRule(open_site=_StackedSum, zero_start=True, any_rank=True)
         return RoundSum(state, rule, self.transforms)
 
 
@@ -78,7 +78,7 @@ class _StackedSum:
 
     def __init__(self, state: GlobalState, site: str) -> None:
         self._old = state.base_delta.get(site)
-        self._like = state.adapter.factors[site]
+        self._dtype = state.adapter.factors[site].a.dtype
         self._sum = RunningSum()
         self._weight = 0.0
 
@@ -87,10 +87,8 @@ class _StackedSum:
         if bool(delta.b.any()):  # a B still 0 has a product of 0, and would only take up ranks
             self._sum.add(LowRank(sent.b + delta.b, sent.a + delta.a), weight * sent.scale)
 
-    def finish(self, cohort_weight: float) -> Factors | None:
+    def finish(self, cohort_weight: float) -> NewSite:
         total = self._sum.value(1.0 / self._weight)
         if total is None:
-            return self._old
-        if self._old is not None:
-            total = bounded(stacked([product(self._old), total]))
-        return Factors(a=total.a.to(self._like.a.dtype), b=total.b.to(self._like.b.dtype), scale=1.0)
+            return NewSite()
+        return NewSite(base_delta=grown(self._old, total, self._dtype))

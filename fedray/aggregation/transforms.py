@@ -1,11 +1,11 @@
 """Transforms: what happens to one update before it is summed (`rule.Transform`)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from fedray.adapter import Adapter, Factors
+from fedray.adapter import Adapter
 from fedray.errors import ConfigError
 
 
@@ -38,6 +38,8 @@ def _scaled(delta: Adapter, factor: float) -> Adapter:
         return (tensor.double() * factor).to(tensor.dtype)
 
     factors = {
-        site: Factors(a=scaled(f.a), b=scaled(f.b), scale=f.scale) for site, f in delta.factors.items()
+        site: replace(f, a=scaled(f.a) if f.train_a else f.a, b=scaled(f.b))
+        for site, f in delta.factors.items()
     }
-    return Adapter(factors=factors, head={name: scaled(tensor) for name, tensor in delta.head.items()})
+    head, weights = ({n: scaled(t) for n, t in part.items()} for part in (delta.head, delta.weights))
+    return replace(delta, factors=factors, head=head, weights=weights)

@@ -65,6 +65,26 @@ def config_to_yaml(config: Config) -> str:
     return yaml.safe_dump(effective(config), sort_keys=False, default_flow_style=None, width=100)
 
 
+def options_of(given: Sequence[str]) -> Tree:
+    """``["patience=2"]`` to ``{"patience": 2}``, values in YAML. Raises ConfigError."""
+    tree: Tree = {}
+    for option in given:
+        _apply(tree, option)
+    return tree
+
+
+def lists_of(given: Sequence[str]) -> dict[str, list[Any]]:
+    """``["training.learning_rate=[1e-3, 1e-2]"]`` to a dotted key and its values. Raises ConfigError."""
+    found = {}
+    for option in given:
+        key, equals, text = option.partition("=")
+        values = _yaml(text, f"{option!r}: ") if equals else None
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"Values to try are written KEY=[a, b], with one at least; found {option!r}.")
+        found[key.strip()] = values
+    return found
+
+
 def _read(source: str | Path | Mapping[str, Any] | Config) -> tuple[str, Tree]:
     match source:
         case Config():

@@ -59,14 +59,34 @@ IDLE = (
         because="with training.max_steps, which sets the local work; drop one of the two",
     ),
     Idle(
-        keys=("menu.depths", "menu.target_modules", "menu.lora_scale"),
-        when=lambda c: not c.menu.ranks,
-        because="without menu.ranks; drop it or give ranks",
+        keys=("menu.depths",),
+        when=lambda c: not _trains_blocks(c),
+        because="without menu.ranks or another of menu.tunings; drop it or give ranks",
+    ),
+    Idle(
+        keys=("menu.target_modules", "menu.lora_scale", "menu.train_lora_a"),
+        when=lambda c: not _has_lora(c),
+        because="without menu.ranks and lora among menu.tunings; drop it or give ranks",
+    ),
+    Idle(
+        keys=("menu.ranks",),
+        when=lambda c: bool(c.menu.ranks) and "lora" not in c.menu.tunings,
+        because="without lora among menu.tunings; drop it or name lora",
     ),
     Idle(
         keys=("server",),
         when=lambda c: not c.menu.cuts,
         because="without menu.cuts, where every client runs whole models; drop it or give cuts",
+    ),
+    Idle(
+        keys=("menu.widths",),
+        when=lambda c: c.menu.tunings == ("lora",) and not c.menu.head_only,
+        because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",
+    ),
+    Idle(
+        keys=("menu.width_axes",),
+        when=lambda c: c.menu.widths == (1.0,),
+        because="without menu.widths below 1; drop it or give widths",
     ),
     Idle(
         keys=("menu.tails", "menu.cut_codecs", "menu.local_loss", "menu.whole"),
@@ -96,14 +116,14 @@ IDLE = (
         "give server.min_riders or drop it",
     ),
     Idle(
-        keys=("server.deepspeed",),
+        keys=("server.deepspeed", "server.evaluation"),
         when=lambda c: bool(c.menu.cuts) and c.server.engine == "in_process",
         because="with server.engine: in_process; drop it or set server.engine: zero",
     ),
     Idle(
         keys=("data.subset", "data.split"),
-        when=lambda c: c.data.source == "docstrings",
-        because="with data.source: docstrings, which is one set; drop it",
+        when=lambda c: c.data.source in ("docstrings", "glyphs"),
+        because="with data.source: docstrings or glyphs, which are one set; drop it",
     ),
     Idle(
         keys=("data.modules", "data.max_rows_per_module"),
@@ -188,15 +208,33 @@ def _trained_clients(config: Config) -> str | None:
 
 
 def _menu(config: Config) -> str | None:
-    if config.menu.ranks or config.menu.head_only:
+    if _trains_blocks(config) or config.menu.head_only:
         return None
     return "menu offers nothing: menu.ranks is empty and menu.head_only is false; give one of them."
 
 
+def _has_lora(config: Config) -> bool:
+    return bool(config.menu.ranks) and "lora" in config.menu.tunings
+
+
+def _trains_blocks(config: Config) -> bool:
+    return _has_lora(config) or config.menu.tunings != ("lora",)
+
+
 def _recompute(config: Config) -> str | None:
-    if config.menu.ranks or config.menu.recompute == (False,):
+    if _trains_blocks(config) or config.menu.recompute == (False,):
         return None
     return "menu.recompute has nothing to recompute without menu.ranks; drop it or give ranks."
+
+
+def _proximal(config: Config) -> str | None:
+    mu = config.training.proximal_mu
+    if not mu or not config.menu.cuts:
+        return None
+    return (
+        f"training.proximal_mu = {mu:g} holds whole models near a round's start, and under menu.cuts a "
+        "server trains a part of them; drop one of the two."
+    )
 
 
 def _pace(config: Config) -> str | None:
@@ -219,12 +257,12 @@ def _actors(config: Config) -> str | None:
     )
 
 
-def _cut_actors(config: Config) -> str | None:
-    if not config.menu.cuts or config.ray.clients_per_actor is None:
+def _whole_models(config: Config) -> str | None:
+    if not config.menu.cuts or config.server.evaluation == "whole" or not config.menu.whole:
         return None
     return (
-        "menu.cuts lets clients take their steps together, and ray.clients_per_actor: 1 keeps every client "
-        "in an actor of its own; drop one of the two."
+        "server.evaluation: sweep keeps the whole backbone out of every process, and menu.whole: true offers "
+        "clients whole models; set menu.whole: false, or server.evaluation: whole."
     )
 
 
@@ -234,9 +272,10 @@ _CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _trained_clients,
     _menu,
     _recompute,
+    _proximal,
     _pace,
     _actors,
-    _cut_actors,
+    _whole_models,
 )
 
 

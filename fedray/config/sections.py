@@ -24,6 +24,7 @@ from fedray.config.kinds import (
     Section,
     Share,
 )
+from fedray.width import Axis
 
 
 class ModelSection(Section):
@@ -74,7 +75,8 @@ class DataSection(Section):
 
     source: NameOrPath = Field(
         "docstrings",
-        description="docstrings (of Python's own library), a datasets name, or a local file or folder.",
+        description="docstrings (of Python's own library), glyphs (images of matplotlib's fonts), a datasets "
+        "name, or a local file or folder.",
     )
     subset: str | None = Field(None, description="Configuration of a data set that has several.")
     split: str | None = Field(None, description="A split, or a slice such as train[:1000]; train if absent.")
@@ -83,7 +85,10 @@ class DataSection(Section):
     )
     max_rows_per_module: Count = Field(150, description="At most so many docstrings of each module.")
     max_rows: Count | None = Field(None, description="At most so many rows in all, drawn by the seed.")
-    max_length: Count = Field(128, description="Tokens of a row at most; longer rows are cut.")
+    max_length: Count | None = Field(
+        None,
+        description="Tokens of a text at most, longer ones are cut; 128 if absent. Not for images.",
+    )
     partitioner: Partitioner = Field(
         default_factory=Dirichlet, description="How rows are divided among clients (flwr-datasets)."
     )
@@ -120,6 +125,15 @@ class MenuSection(Section):
     depths: AtLeastOne[Count | Literal["all"]] = Field(
         ("all",), description="Trained blocks, counted from the top; all is every block."
     )
+    tunings: AtLeastOne[Literal["lora", "full", "bitfit"]] = Field(
+        ("lora",), description="What a trained block trains: LoRA factors, all its weights, or its biases."
+    )
+    widths: AtLeastOne[Annotated[float, Field(gt=0, le=1)]] = Field(
+        (1.0,), description="Shares of every block's width that a client may hold; 1 is the whole model."
+    )
+    width_axes: AtLeastOne[Axis] = Field(
+        ("ffn",), description="What is narrowed: heads, head_dim (inside each), ffn, hidden (with the norms)."
+    )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
     per_device_train_batch_size: AtLeastOne[Count] = Field((8,), description="Rows in one local step.")
@@ -127,6 +141,10 @@ class MenuSection(Section):
         None, description="Adapted linears by the last part of their name; the family's usual if absent."
     )
     lora_scale: Positive = Field(2.0, description="lora_alpha / rank, one factor for all ranks.")
+    train_lora_a: bool | None = Field(
+        None,
+        description="Train LoRA's A beside B, or leave it as drawn; as the aggregation needs if absent.",
+    )
     head_only: bool = Field(False, description="Also offer the head alone, without an adapter.")
     cuts: Many[Annotated[int, Field(ge=0)]] = Field(
         (), description="Leading blocks a client keeps while the server runs the others; none if empty."
@@ -141,6 +159,13 @@ class MenuSection(Section):
         (False,), description="Train below the cut against a head there, no gradient from the server."
     )
     whole: bool = Field(True, description="Offer whole models beside those with a cut.")
+    up_codecs: AtLeastOne[str] = Field(
+        ("none",),
+        description="An update is sent as: none, bf16, int8, int4, top1 to top99 (%), rank1, rank2, ...",
+    )
+    down_codecs: AtLeastOne[str] = Field(
+        ("none",), description="What a client starts from is sent as: the same names."
+    )
 
 
 class ServerSection(Section):
@@ -163,8 +188,8 @@ class ServerSection(Section):
     order: Literal["sweep", "queue"] = Field(
         "sweep", description="All who wait ride together, or one after the other as they came."
     )
-    aggregation_interval: Count = Field(
-        1, description="Rounds between two averagings of what lies below the cuts."
+    aggregation_interval: Count | None = Field(
+        None, description="Every so many rounds what lies below the cuts is averaged; every round if absent."
     )
     engine: Literal["in_process", "zero"] = Field(
         "in_process",
@@ -172,6 +197,10 @@ class ServerSection(Section):
     )
     deepspeed: NameOrPath | None = Field(
         None, description="A DeepSpeed JSON with auto in it: a shipped one's name, or a path."
+    )
+    evaluation: Literal["whole", "sweep"] = Field(
+        "whole",
+        description="The global model is evaluated by who holds all of it, or by sweeps over the shards.",
     )
     attention: Attention = Field("memory_efficient", description="The kernel of the server's blocks.")
     recompute: bool = Field(False, description="Activation checkpointing of the server's blocks.")
@@ -191,6 +220,9 @@ class TrainingSection(Section):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How it falls from round to round; within a round it stays."
     )
+    proximal_mu: NotNegative = Field(
+        0.0, description="FedProx: mu / 2 times the squared distance to a round's start is added to the loss."
+    )
     weight_decay: NotNegative = Field(0.0, description="Decoupled for adamw, added to the gradient for sgd.")
     momentum: PartShare = Field(0.0, description="Of sgd.")
     adam_beta1: PartShare = Field(0.9, description="Of adamw: decay of the first moment.")
@@ -209,15 +241,69 @@ class RoundsSection(Section):
     eval_rounds: Count = Field(1, description="Rounds between two evaluations; the last is always evaluated.")
 
 
+class NoServerOptimizer(Section):
+    """What the rule makes of a round is the next state."""
+
+    name: Literal["none"] = Field("none", description="What the rule makes of a round is the next state.")
+
+
+class ServerMomentum(Section):
+    """FedAvgM (1909.06335)."""
+
+    name: Literal["momentum"] = Field("momentum", description="FedAvgM.")
+    learning_rate: Positive = Field(1.0, description="Of the server.")
+    beta1: PartShare = Field(0.9, description="Share of the rounds before that is kept.")
+
+
+class ServerAdagrad(Section):
+    """FedAdagrad (2003.00295)."""
+
+    name: Literal["adagrad"] = Field("adagrad", description="FedAdagrad.")
+    learning_rate: Positive = Field(description="Of the server.")
+    beta1: PartShare = Field(0.0, description="Decay of the first moment.")
+    tau: Positive = Field(1e-3, description="Added to the denominator; the smaller, the more adaptive.")
+
+
+class ServerAdam(Section):
+    """FedAdam (2003.00295)."""
+
+    name: Literal["adam"] = Field("adam", description="FedAdam.")
+    learning_rate: Positive = Field(description="Of the server.")
+    beta1: PartShare = Field(0.9, description="Decay of the first moment.")
+    beta2: PartShare = Field(0.99, description="Decay of the second moment.")
+    tau: Positive = Field(1e-3, description="Added to the denominator; the smaller, the more adaptive.")
+
+
+class ServerYogi(Section):
+    """FedYogi (2003.00295)."""
+
+    name: Literal["yogi"] = Field("yogi", description="FedYogi.")
+    learning_rate: Positive = Field(description="Of the server.")
+    beta1: PartShare = Field(0.9, description="Decay of the first moment.")
+    beta2: PartShare = Field(0.99, description="How slowly the second moment follows.")
+    tau: Positive = Field(1e-3, description="Added to the denominator; the smaller, the more adaptive.")
+
+
+ServerOptimizer = ServerMomentum | ServerAdagrad | ServerAdam | ServerYogi
+
+
 class AggregationSection(Section):
     """How unlike updates become one state."""
 
-    name: str = Field("auto", description="A rule's name; auto is the one the policy asks for.")
+    name: NameOrPath = Field(
+        "auto", description="A rule's name or file; auto is the one the policy asks for."
+    )
     options: Mapping[str, Any] = Field(default_factory=dict, description="Of the rule, such as mode or form.")
     weights: Literal["rows", "uniform"] | None = Field(
         None, description="An update weighs its rows, or all alike; as the rule's paper has it if absent."
     )
     clip_norm: Positive | None = Field(None, description="Each update is cut to this norm.")
+    server_optimizer: Annotated[
+        NoServerOptimizer | ServerOptimizer, Field(discriminator="name"), NameAlone
+    ] = Field(
+        default_factory=NoServerOptimizer,
+        description="What the server makes of the round's change of the state, with moments over rounds.",
+    )
 
 
 class PaceSection(Section):
@@ -272,6 +358,9 @@ class Config(Section):
     training: TrainingSection = Field(default_factory=TrainingSection, description="The local work.")
     rounds: RoundsSection = Field(default_factory=RoundsSection, description="How many, how large.")
     policy: Named = Field(Named(name="largest_that_fits"), description="Who gets what.")
+    selection: Named | None = Field(
+        None, description="Who is asked, whatever the policy gives them; as the policy says if absent."
+    )
     aggregation: Annotated[AggregationSection, NameAlone] = Field(
         default_factory=AggregationSection, description="How updates become one state."
     )

@@ -48,21 +48,25 @@ def _place(detail: ErrorDetails, tree: Any) -> tuple[str | int, ...]:
     """Keys and positions that lead to the value; pydantic adds the names of a union's branches."""
     steps: list[str | int] = []
     for step in detail["loc"]:
-        last = step is detail["loc"][-1] and detail["type"] == "missing"
-        if isinstance(tree, Mapping) and (step in tree or last):
+        if step is detail["loc"][-1] and detail["type"] == "missing":
             steps.append(step)
-            tree = tree.get(step)
-        elif isinstance(tree, Sequence) and not isinstance(tree, str) and isinstance(step, int):
+        elif _leads_on(tree, step):
             steps.append(step)
             tree = tree[step]
     return tuple(steps)
+
+
+def _leads_on(tree: Any, step: str | int) -> bool:
+    if isinstance(tree, Mapping):
+        return step in tree
+    return isinstance(tree, Sequence) and not isinstance(tree, str) and isinstance(step, int)
 
 
 def _sentence(place: tuple[str | int, ...], details: list[ErrorDetails], model: type[BaseModel]) -> str:
     first, key = details[0], _dotted(place)
     match first["type"]:
         case "extra_forbidden":
-            return _unknown(place, model)
+            return _unknown(place, model, first["loc"])
         case "missing":
             return f"{key} is missing."
         case "value_error":
@@ -87,9 +91,9 @@ def _expected(detail: ErrorDetails) -> str:
     return _EXPECTED.get(kind, detail["msg"])
 
 
-def _unknown(place: tuple[str | int, ...], model: type[BaseModel]) -> str:
+def _unknown(place: tuple[str | int, ...], model: type[BaseModel], tags: Sequence[str | int]) -> str:
     *sections, key = place
-    known = _known_keys([str(step) for step in sections], model)
+    known = _known_keys([str(step) for step in sections], model, tags)
     where = f"{_dotted(tuple(sections))} has no key {key!r}" if sections else f"There is no key {key!r}"
     near = difflib.get_close_matches(str(key), known, n=1)
     if near:
@@ -97,11 +101,13 @@ def _unknown(place: tuple[str | int, ...], model: type[BaseModel]) -> str:
     return f"{where}; it has {', '.join(known)}." if sections else f"{where}; there are {', '.join(known)}."
 
 
-def _known_keys(sections: list[str], model: type[BaseModel]) -> list[str]:
-    """The keys of the section that these steps lead to; of a union, those of all its branches."""
+def _known_keys(sections: list[str], model: type[BaseModel], tags: Sequence[str | int]) -> list[str]:
+    """The keys of the section that these steps lead to; of a union, those of the branch that has a tag."""
     models = [model]
     for step in sections:
-        models = [m for parent in models for m in _models_in(parent.model_fields[step].annotation)]
+        branches = [m for parent in models for m in _models_in(parent.model_fields[step].annotation)]
+        named = [m for m in branches if "name" in m.model_fields and m.model_fields["name"].default in tags]
+        models = named or branches
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
 

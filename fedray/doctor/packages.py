@@ -14,6 +14,7 @@ CORE = (
     ("matplotlib", "3.10"),
     ("numpy", "2.0"),
     ("peft", "0.21"),
+    ("pillow", "12"),
     ("pyarrow", "21"),
     ("pydantic", "2.12"),
     ("pyyaml", "6.0.2"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
@@ -39,7 +40,7 @@ class Anatomy:
         model: the model itself, with its head if it has one.
         backbone: the same without head; sites are paths in it.
         head_kind: what `head` answers: logits, or hidden states for a bare backbone.
-        max_tokens: the longest row the model takes, None without a limit.
+        max_tokens: the longest row the model takes, None without a limit; of images the length of each.
     """
 
     model: PreTrainedModel
@@ -54,16 +55,27 @@ class Anatomy:
         """L: cuts run from 0 to it."""
         return len(self.blocks)
 
-    def stem(self, input_ids: Tensor, attention_mask: Tensor) -> Flow:
-        """Token ids and mask, [N, T] each, to what the first block reads. Raises ModelError for long rows."""
-        num_tokens = input_ids.shape[1]
+    @property
+    def takes_text(self) -> bool:
+        """Token ids go in, and rows are of unlike length; images are all alike."""
+        return self.family.inputs == "input_ids"
+
+    def stem(self, inputs: Tensor, attention_mask: Tensor) -> Flow:
+        """What goes in to what the first block reads. Raises ModelError for rows that are too long.
+
+        Args:
+            inputs: what the batch calls ``family.inputs``: token ids [N, T], or images [N, C, height, width].
+            attention_mask: 1 at real tokens, [N, T]; all of an image's are.
+        """
+        num_tokens = attention_mask.shape[1]
         if self.max_tokens is not None and num_tokens > self.max_tokens:
             raise ModelError(
                 f"Rows of {num_tokens} tokens were given; this {self.model.config.model_type} model "
                 f"takes at most {self.max_tokens}. Lower the task's max_length."
             )
-        hidden = self.family.embed(self.backbone, input_ids)
-        return Flow(hidden, replace(self.context(hidden, attention_mask), input_ids=input_ids))
+        hidden = self.family.embed(self.backbone, inputs)
+        context = self.context(hidden, attention_mask)
+        return Flow(hidden, replace(context, input_ids=inputs) if self.takes_text else context)
 
     def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
         """What blocks read beside hidden states [N, T, D], for who was sent these and the mask alone."""
@@ -80,6 +92,10 @@ class Anatomy:
         states [N, T, D], through the final norm if there is one, for a bare backbone.
         """
         return self.family.head(self.model, self.backbone, self.head_kind, hidden, context)
+
+    def read_by_classifier(self, attention_mask: Tensor) -> Tensor | None:
+        """1 at the tokens whose mean a trained classifier reads, [N, T]; None: it reads the first alone."""
+        return None if self.family.class_token else attention_mask
 
     def block_path(self, index: int) -> str:
         """The prefix of a block's names in the backbone, such as ``"encoder.layer.3."``."""
@@ -175,9 +191,12 @@ def _head_kind(model: PreTrainedModel) -> Head:
         return "backbone"
     if name == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type):
         return "causal_lm"
-    if name == MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type):
+    if name in (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type),
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type),
+    ):
         return "classification"
     raise ModelError(
-        f"{name} has a head that is not known here; load the model through AutoModel, AutoModelForCausalLM "
-        "or AutoModelForSequenceClassification."
+        f"{name} has a head that is not known here; load the model through AutoModel, AutoModelForCausalLM, "
+        "AutoModelForSequenceClassification or AutoModelForImageClassification."
     )

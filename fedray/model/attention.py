@@ -31,23 +31,33 @@ def fedray_memory_efficient(
 
     Query [N, heads, T, H], key and value [N, heads or fewer, T, H], additive mask broadcast to
     [N, heads, T, T]; gives [N, T, heads, H] and no scores. Under a `Layout` the three come and the
-    answer goes as tokens end to end, [C, heads, X, H] and [C, X, heads, H]; the mask is of the rows.
+    answer goes as tokens end to end, [1, heads, X, H] and [1, X, heads, H]; the mask is of the rows.
     """
     layout = current_layout()
-    if layout is not None:
-        query, key, value = (layout.spread(x.transpose(1, 2)).transpose(1, 2) for x in (query, key, value))
+    if layout is None:
+        return _attended(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+    seated = [layout.seat(x.transpose(1, 2)) for x in (query, key, value)]
+    answers = []
+    for bench, *parts in zip(layout.benches, *seated, strict=True):
+        own = attention_mask
+        if own is not None:
+            own = own[bench.rows][..., : bench.tokens, : bench.tokens]
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        answers.append(_attended(q, k, v, own, scaling).transpose(1, 2))
+    return layout.unseat(answers), None
+
+
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if query.device.type in ("cpu", "meta"):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, _lse = kernel(query, key, value, 0.0, False, attn_mask=attention_mask, scale=scaling)
-    else:
-        out = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling
-        )
-    out = out.transpose(1, 2)
-    return (out.contiguous() if layout is None else layout.tighten(out)), None
+        answer: Tensor = kernel(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)[0]
+        return answer
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
 AttentionInterface.register(MEMORY_EFFICIENT, fedray_memory_efficient)

@@ -1,6 +1,7 @@
 """What hidden states and their gradients are sent as at a cut: coded per token, decoded, counted.
 
-Letters of shapes: T real tokens (padding is never sent: the caller packs), D the hidden width.
+Letters of shapes: T real tokens (padding is never sent: the caller packs), D the hidden width. What is said
+of tokens holds of the rows of any matrix: `fedray.model.update_codecs` codes updates with the same.
 
 ========= ======================================================= ==========================
 codec     what is sent of a token                                 decoded, it is
@@ -53,21 +54,28 @@ class Coded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Cast:
-    dtype: torch.dtype | None  # None is the numbers' own
+class Cast:
+    """Every number in another dtype; None is the numbers' own."""
+
+    dtype: torch.dtype | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Quantised:
+class Quantised:
+    """Whole numbers of so many bits, with a scale per token."""
+
     bits: Literal[4, 8]
 
     @property
     def largest(self) -> int:
+        """The most steps from zero."""
         return (1 << self.bits - 1) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Largest:
+class Largest:
+    """The largest entries of each token, with their places."""
+
     per_cent: int
 
     def count(self, width: int) -> int:
@@ -89,7 +97,7 @@ def encode(x: Tensor, codec: str, seed: int) -> Coded:
     Raises:
         ConfigError: there is no such codec, or ``x`` is not [T, D] of floating numbers.
     """
-    kind = _kind(codec)
+    kind = kind_of(codec)
     if x.dim() != 2 or x.shape[1] == 0 or not x.is_floating_point():
         raise ConfigError(
             f"A cut sends floating numbers as [tokens, width], found {x.dtype} of shape {tuple(x.shape)}; "
@@ -97,11 +105,11 @@ def encode(x: Tensor, codec: str, seed: int) -> Coded:
         )
     x = x.detach()
     match kind:
-        case _Cast():
+        case Cast():
             tensors = {"values": x if kind.dtype is None else x.to(kind.dtype)}
-        case _Quantised():
+        case Quantised():
             tensors = _quantise(x, kind, seed)
-        case _Largest():
+        case Largest():
             tensors = _select(x, kind)
         case _:
             assert_never(kind)
@@ -115,13 +123,13 @@ def decode(coded: Coded) -> Tensor:
     Under ``int8`` and ``int4`` each is within one scale of what was sent, and a dtype narrower than fp32
     rounds once more, to nearest.
     """
-    kind, values = _kind(coded.codec), coded.tensors["values"]
+    kind, values = kind_of(coded.codec), coded.tensors["values"]
     match kind:
-        case _Cast():
+        case Cast():
             return values.to(coded.dtype)
-        case _Quantised():
+        case Quantised():
             return _dequantise(coded, kind)
-        case _Largest():
+        case Largest():
             whole = torch.zeros(coded.shape, dtype=coded.dtype, device=values.device)
             return whole.scatter_(1, coded.tensors["index"].long(), values)
         case _:
@@ -135,39 +143,40 @@ def coded_bytes(coded: Coded) -> int:
 
 def bytes_per_token(codec: str, width: int, dtype: torch.dtype) -> int:
     """What `coded_bytes` counts for each token of ``width`` numbers. Raises ConfigError as `encode`."""
-    kind = _kind(codec)
+    kind = kind_of(codec)
     match kind:
-        case _Cast():
+        case Cast():
             return width * (kind.dtype or dtype).itemsize
-        case _Quantised():
+        case Quantised():
             return -(-width * kind.bits // 8) + torch.float32.itemsize
-        case _Largest():
+        case Largest():
             return kind.count(width) * (dtype.itemsize + _index_dtype(width).itemsize)
         case _:
             assert_never(kind)
 
 
-def _kind(codec: str) -> _Cast | _Quantised | _Largest:
+def kind_of(codec: str) -> Cast | Quantised | Largest:
+    """What a codec's name stands for. Raises ConfigError for an unknown one."""
     match codec:
         case "none":
-            return _Cast(dtype=None)
+            return Cast(dtype=None)
         case "bf16":
-            return _Cast(dtype=torch.bfloat16)
+            return Cast(dtype=torch.bfloat16)
         case "int8":
-            return _Quantised(bits=8)
+            return Quantised(bits=8)
         case "int4":
-            return _Quantised(bits=4)
+            return Quantised(bits=4)
     share = codec.removeprefix("top")
     if share != codec and share.isascii() and share.isdigit() and share == str(int(share)):
         per_cent = int(share)
         if 1 <= per_cent <= 99:
-            return _Largest(per_cent=per_cent)
+            return Largest(per_cent=per_cent)
     raise ConfigError(
         f"A cut's codec is none, bf16, int8, int4 or top1 to top99 (per cent), found {codec!r}."
     )
 
 
-def _quantise(x: Tensor, kind: _Quantised, seed: int) -> dict[str, Tensor]:
+def _quantise(x: Tensor, kind: Quantised, seed: int) -> dict[str, Tensor]:
     # float64 keeps its own digits; narrower dtypes are computed with in fp32.
     exact = x if x.dtype == torch.float64 else x.float()
     scale = (exact.abs().amax(1, keepdim=True) / kind.largest).float().clamp(min=_SMALLEST_SCALE)
@@ -182,7 +191,7 @@ def _quantise(x: Tensor, kind: _Quantised, seed: int) -> dict[str, Tensor]:
     return {"values": whole if kind.bits == 8 else _two_a_byte(whole), "scale": scale}
 
 
-def _dequantise(coded: Coded, kind: _Quantised) -> Tensor:
+def _dequantise(coded: Coded, kind: Quantised) -> Tensor:
     values, scale = coded.tensors["values"], coded.tensors["scale"]
     whole = values if kind.bits == 8 else _one_a_byte(values, coded.shape[1])
     exact = torch.float64 if coded.dtype == torch.float64 else torch.float32
@@ -211,7 +220,7 @@ def _one_a_byte(packed: Tensor, width: int) -> Tensor:
     return nibbles.to(torch.int8) - 8
 
 
-def _select(x: Tensor, kind: _Largest) -> dict[str, Tensor]:
+def _select(x: Tensor, kind: Largest) -> dict[str, Tensor]:
     # topk takes NaN for the largest, so it is sent.
     index = x.abs().topk(kind.count(x.shape[1]), dim=1, sorted=False).indices
     return {"values": x.gather(1, index), "index": index.to(_index_dtype(x.shape[1]))}

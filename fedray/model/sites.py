@@ -1,19 +1,23 @@
 """LoRA sites: a frozen linear that adds one adapter per client of a pack to what it computes.
 
 Letters of shapes: C clients of the pack, N rows (C times rows per client, client by client), T tokens,
-I a linear's input width, O its output width, R the largest rank of the pack at this site.
+X real tokens end to end, I a linear's input width, O its output width, R the largest rank of the pack at
+this site.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedray.errors import ModelError
 from fedray.model.anatomy import Anatomy
+from fedray.model.layout import current_layout
+from fedray.model.weight_sites import WeightSite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +41,24 @@ class LoraSite:
         self.linear = linear
         self.frozen = linear.forward
         self.factors: StackedFactors | None = None
+        self.change: tuple[Tensor, Tensor] | None = None  # b [O, R] and a [R, I], for everybody alike
         linear.forward = self
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, T, I] to [N, T, O]: the frozen product plus ``scale * (x a^T) b^T`` of each row's client."""
+        """[N, T, I] to [N, T, O]: the frozen product plus ``scale * (x a^T) b^T`` of each row's client.
+
+        Under a `Layout` [1, X, I] to [1, X, O].
+        """
         frozen: Tensor = self.frozen(x)
+        if self.change is not None:
+            change_b, change_a = self.change
+            frozen = frozen + (x @ change_a.to(x.dtype).T) @ change_b.to(x.dtype).T
         if self.factors is None:
             return frozen
         a, b, scale = self.factors.a.to(x.dtype), self.factors.b.to(x.dtype), self.factors.scale.to(x.dtype)
+        layout = current_layout()
+        if layout is not None:
+            return _in_turn(frozen.squeeze(0), x.squeeze(0), a * scale, b, layout.counts).unsqueeze(0)
         clients = a.shape[0]
         inner = torch.bmm(x.reshape(clients, -1, x.shape[-1]), a.transpose(1, 2)) * scale
         return torch.baddbmm(frozen.view(clients, -1, b.shape[1]), inner, b.transpose(1, 2)).view(
@@ -52,7 +66,49 @@ class LoraSite:
         )
 
 
+class _InTurn(torch.autograd.Function):
+    """Clients with unlike numbers of tokens, one product after the other: a stacked one would need filling.
+
+    Tokens [X, ...] stand client by client, ``counts`` says how many each has; a is [C, R, I], b [C, O, R].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, frozen: Tensor, x: Tensor, a: Tensor, b: Tensor, counts: tuple[int, ...]) -> Tensor:
+        inner, out = x.new_empty(len(x), a.shape[1]), torch.empty_like(frozen)
+        parts = zip(
+            x.split(counts), inner.split(counts), frozen.split(counts), out.split(counts), strict=True
+        )
+        for client, (own, middle, base, answer) in enumerate(parts):
+            torch.mm(own, a[client].T, out=middle)
+            torch.addmm(base, middle, b[client].T, out=answer)
+        ctx.save_for_backward(x, inner, a, b)
+        ctx.counts = counts
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, inner, a, b = ctx.saved_tensors
+        grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        ends = list(itertools.accumulate(ctx.counts))
+        for client, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            own = grad[first:end]
+            middle = own @ b[client]
+            torch.mm(own.T, inner[first:end], out=grad_b[client])
+            torch.mm(middle.T, x[first:end], out=grad_a[client])
+            if grad_x is not None:
+                torch.mm(middle, a[client], out=grad_x[first:end])
+        return grad if ctx.needs_input_grad[0] else None, grad_x, grad_a, grad_b, None
+
+
+def _in_turn(frozen: Tensor, x: Tensor, a: Tensor, b: Tensor, counts: tuple[int, ...]) -> Tensor:
+    return cast(Tensor, _InTurn.apply(frozen, x, a, b, counts))  # type: ignore[no-untyped-call]
+
+
 Sites = Mapping[str, LoraSite]
+Installed = Mapping[str, StackedFactors | Tensor]
+"""What stands at sites: factors by a linear's path, and the model's own weights [C, ...] by flat name."""
 
 
 def attach_sites(anatomy: Anatomy, targets: tuple[str, ...]) -> dict[str, LoraSite]:
@@ -69,7 +125,9 @@ def attach_sites(anatomy: Anatomy, targets: tuple[str, ...]) -> dict[str, LoraSi
             names.add(name)
             if name in targets:
                 found.add(name)
-                present = linear.forward
+                present: Any = linear.forward
+                if isinstance(present, WeightSite):
+                    present = present.frozen
                 sites[path] = present if isinstance(present, LoraSite) else LoraSite(linear)
     if missing := set(targets) - found:
         raise ModelError(
@@ -80,11 +138,12 @@ def attach_sites(anatomy: Anatomy, targets: tuple[str, ...]) -> dict[str, LoraSi
 
 
 @contextmanager
-def installed(sites: Sites, factors: Mapping[str, StackedFactors]) -> Iterator[None]:
+def installed(sites: Sites, factors: Installed) -> Iterator[None]:
     """The factors at their sites for the length of a ``with``; every other site is the frozen linear."""
     before = {path: site.factors for path, site in sites.items()}
     for path, site in sites.items():
-        site.factors = factors.get(path)
+        own = factors.get(path)
+        site.factors = own if isinstance(own, StackedFactors) else None
     try:
         yield
     finally:
@@ -93,18 +152,34 @@ def installed(sites: Sites, factors: Mapping[str, StackedFactors]) -> Iterator[N
 
 
 @contextmanager
-def shifted(sites: Sites, deltas: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """The sites' weights moved by low-rank deltas ``b @ a`` for the length of a ``with``.
+def changed(sites: Sites, deltas: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Low-rank deltas ``b @ a`` beside the sites' weights for the length of a ``with``; none is moved."""
+    for path, delta in deltas.items():
+        sites[path].change = delta
+    try:
+        yield
+    finally:
+        for path in deltas:
+            sites[path].change = None
 
-    A new weight takes the old one's place; the old one, which other processes may share, is not written.
-    """
-    kept: dict[str, nn.Parameter] = {}
+
+def moved_weights(sites: Sites, deltas: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, nn.Parameter]:
+    """The sites' weights moved by low-rank deltas ``b @ a``, as new ones: others may share the old."""
+    moved = {}
     for path, (b, a) in deltas.items():
         linear = sites[path].linear
-        kept[path] = cast(nn.Parameter, linear.weight)
+        weight = cast(nn.Parameter, linear.weight)
         move = b @ a if isinstance(linear, nn.Linear) else (b @ a).T  # Conv1D keeps [I, O]
-        moved = kept[path].float() + move
-        linear.weight = nn.Parameter(moved.to(kept[path].dtype), requires_grad=False)
+        moved[path] = nn.Parameter((weight.float() + move).to(weight.dtype), requires_grad=False)
+    return moved
+
+
+@contextmanager
+def swapped(sites: Sites, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """These weights in the place of the sites' own for the length of a ``with``."""
+    kept = {path: cast(nn.Parameter, sites[path].linear.weight) for path in weights}
+    for path, weight in weights.items():
+        sites[path].linear.weight = weight
     try:
         yield
     finally:

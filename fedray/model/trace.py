@@ -25,6 +25,7 @@ class StepCounts:
     ops: Counter[tuple[int, int]]  # (FLOPs, bytes moved): times
     forward_flops: int
     backward_flops: int
+    turn_flops: int = 0  # of a tail, forward and backward
 
     def peak(self) -> Terms:
         """The phase with most bytes alive."""
@@ -72,6 +73,7 @@ def _labelled(step: CountedStep, lengths: list[int], kept: list[int]) -> StepCou
         ops=counts.ops,
         forward_flops=counts.forward_flops,
         backward_flops=counts.backward_flops,
+        turn_flops=counts.turn_flops,
     )
 
 
@@ -91,4 +93,5 @@ def _extended(total: StepCounts, base: StepCounts, longer: StepCounts, times: in
         ops=ops,
         forward_flops=total.forward_flops + times * (longer.forward_flops - base.forward_flops),
         backward_flops=total.backward_flops + times * (longer.backward_flops - base.backward_flops),
+        turn_flops=total.turn_flops + times * (longer.turn_flops - base.turn_flops),
     )

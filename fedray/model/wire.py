@@ -9,10 +9,14 @@ from torch import Tensor
 # safetensors' names of dtypes, in the order in which it lays tensors out: widest alignment first.
 _NAMES = {
     torch.int64: "I64",
+    torch.float64: "F64",
     torch.float32: "F32",
+    torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.int16: "I16",
     torch.int8: "I8",
+    torch.uint8: "U8",
 }
 _PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
 _ALIGNMENT = 8

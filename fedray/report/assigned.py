@@ -1,8 +1,9 @@
 """The two sections on assignments: who got what, and whether what was predicted was measured."""
 
 from collections.abc import Sequence
+from typing import assert_never
 
-from fedray.assignment import Assignment, HeadOnly
+from fedray.assignment import Assignment, HeadOnly, Lora, Weights
 from fedray.cost import MARGIN
 from fedray.record import ClientRecord
 from fedray.report.figures import memory_figure, mix_figure
@@ -14,7 +15,9 @@ from fedray.units import show_bytes
 MAX_ASSIGNMENTS = 60
 # More device classes than this leave room for shares alone, and for an assignment in one column.
 MAX_COUNTED = 5
-_KNOBS = ("Rank", "Trained blocks", "Cut", "Re-compute", "Dtype", "Batch (rows)")
+_KNOBS = ("Rank", "Trained blocks", "Cut", "Re-compute", "Dtype", "Batch (rows)", "Up as", "Down as")
+# Columns that are left out where every assignment says the same.
+_USUAL = {"Cut": "none", "Up as": "none", "Down as": "none"}
 
 
 def mix(givens: Sequence[Given], classes: Sequence[DeviceClass]) -> Section:
@@ -46,9 +49,9 @@ def _is_wide(classes: Sequence[DeviceClass]) -> bool:
 
 
 def _shown_knobs(givens: Sequence[Given]) -> list[int]:
-    """Positions of the columns: without any cut there is none for it."""
-    cut = any(one.assignment.split for one in givens)
-    return [i for i, knob in enumerate(_KNOBS) if cut or knob != "Cut"]
+    """Positions of the columns: without any cut there is none for it, nor for codecs without any."""
+    columns = list(zip(*(_knobs(one.assignment) for one in givens), strict=True))
+    return [i for i, knob in enumerate(_KNOBS) if set(columns[i]) != {_USUAL.get(knob)}]
 
 
 def _mix_row(one: Given, classes: Sequence[DeviceClass], shown: Sequence[int]) -> list[Cell]:
@@ -65,9 +68,10 @@ def _mix_row(one: Given, classes: Sequence[DeviceClass], shown: Sequence[int]) -
 
 def _knobs(a: Assignment) -> tuple[str, ...]:
     # Under a cut there are ranks for the server's blocks too.
-    total = len(a.blocks) if isinstance(a.adapter, HeadOnly) else len(a.adapter.ranks)
+    total = len(a.trained) or len(a.blocks)
     trained = f"{a.num_trained_blocks} of {total}" if a.num_trained_blocks or not a.split else "0"
-    return ranks(a), trained, cut_words(a), "yes" if a.recompute else "no", a.dtype, str(a.batch_size)
+    recompute = "yes" if a.recompute else "no"
+    return ranks(a), trained, cut_words(a), recompute, a.dtype, str(a.batch_size), a.up_codec, a.down_codec
 
 
 def cut_words(assignment: Assignment) -> str:
@@ -81,9 +85,15 @@ def cut_words(assignment: Assignment) -> str:
 
 def ranks(assignment: Assignment) -> str:
     """The ranks of the trained blocks: one, or the different ones with a slash between."""
-    if isinstance(assignment.adapter, HeadOnly):
-        return "head only"
-    return "/".join(map(str, sorted({rank for rank in assignment.adapter.ranks if rank})))
+    match assignment.adapter:
+        case HeadOnly():
+            return "head only"
+        case Weights(part=part):
+            return "all weights" if part == "all" else "biases"
+        case Lora(ranks=own):
+            return "/".join(map(str, sorted({rank for rank in own if rank})))
+        case _:
+            assert_never(assignment.adapter)
 
 
 def memory(givens: Sequence[Given]) -> Section:

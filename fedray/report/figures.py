@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fedray.record import RoundRecord
+from fedray.record import ClientRecord, RoundRecord
 from fedray.report.drawing import (
     ACCENT,
     DASHES,
@@ -29,6 +29,8 @@ from fedray.report.tallies import OUTCOMES, Curve, DeviceClass, Given, Spent, ou
 MAX_BARS = 60
 # A segment narrower than this share of the bar has no room for its letter.
 _NARROW = 0.045
+# A bar longer than that leaves no room for its value beside it.
+_ROOM_BESIDE = 0.8
 _OUTCOME_LOOKS = (("0.88", ""), ("0.70", "///"), ("1.0", "..."), ("0.45", "xxx"), ("0.10", ""))
 
 
@@ -140,10 +142,7 @@ def cuts_figure(classes: Sequence[DeviceClass]) -> str:
                 shade, hatch = ("1.0", "////") if cut is None else (grey(position, len(found)), "")
                 _cut_segment(cut_axes, (row, left, share), shade, hatch, "" if cut is None else str(cut))
                 left += share
-            riders = [r for r in device_class.records if r.cut is not None]
-            total = sum(r.virtual_seconds for r in riders)
-            waited = sum(r.waiting_seconds for r in riders)
-            wait_axes.barh(row, waited / total if total else 0.0, height=0.66, color="0.70", edgecolor=INK)
+            _waiting_bar(wait_axes, row, [r for r in device_class.records if r.cut is not None])
         cut_axes.set_yticks(range(len(classes)), [f"{c.name}  (n = {len(c.records)})" for c in classes])
         cut_axes.invert_yaxis()
         for axes, label in ((cut_axes, "the class's client-rounds"), (wait_axes, "riders' virtual time")):
@@ -153,7 +152,8 @@ def cuts_figure(classes: Sequence[DeviceClass]) -> str:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
             axes.set_xlabel(f"Share of {label} (%)")
         wait_axes.set_title("Waiting for the server")
-        cut_axes.set_title("Cut; hatched: whole model")
+        hatched = any(r.cut is None for c in classes for r in c.records)
+        cut_axes.set_title("Cut; hatched: whole model" if hatched else "Cut")
     return kept[0]
 
 
@@ -161,9 +161,23 @@ def _cut_segment(axes: Axes, place: tuple[int, float, float], shade: str, hatch:
     row, left, share = place
     if not share:
         return
-    axes.barh(row, share, left=left, height=0.66, color=shade, edgecolor=INK, hatch=hatch, linewidth=0.6)
+    (bar,) = axes.barh(
+        row, share, left=left, height=0.66, color=shade, edgecolor=INK, hatch=hatch, linewidth=0.6
+    )
+    bar.set_clip_on(False)  # the last one ends where the axis does
     if label and share >= _NARROW:
         axes.text(left + share / 2, row, label, ha="center", va="center", color=ink_on(shade), weight="bold")
+
+
+def _waiting_bar(axes: Axes, row: int, riders: Sequence[ClientRecord]) -> None:
+    """With its value beside it, since a bar of nothing cannot be told from no bar."""
+    total = sum(r.virtual_seconds for r in riders)
+    share = sum(r.waiting_seconds for r in riders) / total if total else 0.0
+    axes.barh(row, share, height=0.66, color="0.70", edgecolor=INK, linewidth=0.6)
+    fits = share < _ROOM_BESIDE
+    said = f"{100 * share:.0f} %" if riders else "no cut"
+    place = share + 0.015 if fits else share - 0.015
+    axes.text(place, row, said, ha="left" if fits else "right", va="center", color=INK)
 
 
 def memory_figure(givens: Sequence[Given]) -> str:

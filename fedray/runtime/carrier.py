@@ -3,22 +3,24 @@
 The local runtime calls a carrier directly, an actor on Ray wraps one: the same code on the same values.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from fedray.adapter import Adapter, Factors
-from fedray.model.sites import shifted
+from fedray.adapter import Adapter
+from fedray.model.sites import swapped
+from fedray.runtime.allocator import keep_freed_memory
 from fedray.training.audit import Audit, audit
+from fedray.training.base_delta import BaseDelta, moved_blocks
 from fedray.training.client_half import PackHalves
 from fedray.training.data import Rows
 from fedray.training.evaluate import Outputs, evaluate_rows
 from fedray.training.job import Job, Update
+from fedray.training.link import on_its_way
 from fedray.training.train import Workshop, train_pack
 from fedray.training.workshop import Blueprint, Stock, open_workshop
 
 Pack = tuple[Job, ...]
-BaseDelta = Mapping[str, Factors]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +60,29 @@ class Done:
     attempts: int
 
 
+def work_of(order: Order) -> int:
+    """How long an order takes beside others of its kind: padded tokens times blocks, once more if trained."""
+    match order:
+        case TrainPack(jobs=jobs):
+            return sum(
+                job.num_steps
+                * job.assignment.batch_size
+                * job.tokens
+                * (len(job.assignment.blocks) + job.assignment.num_trained_blocks)
+                for job in jobs
+            )
+        case AuditJob(job=job):
+            return job.assignment.batch_size * job.tokens
+        case EvaluateRows(rows=rows):
+            return len(rows)
+
+
 class Carrier:
     """Carries many logical clients, one order at a time."""
 
     def __init__(self, blueprint: Blueprint, stock: Stock) -> None:
-        """Opens the workshop once; every order uses it."""
+        """Opens the workshop once; every order uses it, and the memory of the one before."""
+        keep_freed_memory()
         self._workshop = open_workshop(blueprint, stock)
         self._halves: PackHalves | None = None
 
@@ -76,16 +96,21 @@ class Carrier:
         match order:
             case TrainPack():
                 with self._moved(order.base_delta, order.jobs):
-                    return train_pack(self._workshop, order.jobs)
+                    updates = train_pack(self._workshop, order.jobs)
+                    return [on_its_way(job, update) for job, update in zip(order.jobs, updates, strict=True)]
             case EvaluateRows():
                 return evaluate_rows(self._workshop, order.adapter, order.rows)
             case AuditJob():
                 with self._moved(order.base_delta, (order.job,)):
                     return audit(self._workshop, order.job, order.limit_bytes)
 
-    def open_split(self, packs: Mapping[int, Pack], targets: Sequence[str], *, clips_as_one: bool) -> None:
+    def open_split(
+        self, packs: Mapping[int, Pack], targets: Sequence[str], base_delta: BaseDelta, *, clips_as_one: bool
+    ) -> None:
         """Begin the clients' side of a round under a cut; see `fedray.training.client_half.PackHalves`."""
-        self._halves = PackHalves(self._workshop, packs, targets, clips_as_one=clips_as_one)
+        self._halves = PackHalves(
+            self._workshop, packs, targets, clips_as_one=clips_as_one, base_delta=base_delta
+        )
 
     @property
     def halves(self) -> PackHalves:
@@ -93,10 +118,9 @@ class Carrier:
         assert self._halves is not None, "open_split comes first"
         return self._halves
 
-    @contextmanager
-    def _moved(self, base_delta: BaseDelta, jobs: Sequence[Job]) -> Iterator[None]:
-        backbone = self._workshop.backbones[jobs[0].assignment.dtype]
-        device = self._workshop.device
-        moves = {s: (f.b.to(device) * f.scale, f.a.to(device)) for s, f in base_delta.items()}
-        with shifted(backbone.sites, moves):
-            yield
+    def _moved(self, base_delta: BaseDelta, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+        assignment = jobs[0].assignment
+        backbone = self._workshop.backbones[assignment.dtype]
+        blocks = assignment.client_blocks(backbone.anatomy.num_blocks)
+        weights = moved_blocks(backbone, blocks, base_delta, self._workshop.device)
+        return swapped(backbone.sites, weights)

@@ -4,7 +4,10 @@ import gc
 from collections.abc import Iterator, Sequence
 
 from fedray.runtime.carrier import Carrier, Done, Order
-from fedray.runtime.split import ServerSetting, SplitDone, SplitRound, train_in_process
+from fedray.runtime.split import ServerSetting, SplitDone, SplitEvaluation, train_in_process
+from fedray.server.lockstep import SplitRound
+from fedray.server.passing import PassingHere
+from fedray.training.evaluate import Outputs, evaluate_rows
 from fedray.training.workshop import Blueprint, Stock
 
 
@@ -27,6 +30,14 @@ class LocalRuntime:
         """A round under a cut, here."""
         assert self._server is not None, "a run with cuts has a server"
         return train_in_process(self._carrier.workshop, split, self._server)
+
+    def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
+        """Both sides here."""
+        assert self._server is not None, "a run with cuts has a server"
+        workshop, server = self._carrier.workshop, self._server
+        middle = PassingHere(workshop, server.num_shards, server.attention)
+        for rows in evaluation.chunks:
+            yield evaluate_rows(workshop, evaluation.adapter, rows, evaluation.beside(middle))
 
     def close(self) -> None:
         """Garbage collection is as it was."""

@@ -5,9 +5,7 @@ to whoever is free, answers come back as they finish and are handed on in the or
 dies is replaced and its order carried out again: an order holds everything its answer depends on.
 """
 
-import logging
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,18 +16,35 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fedray.errors import FedrayError, RuntimeFailure
-from fedray.runtime.address import refuse_silence
-from fedray.runtime.carrier import Answer, AuditJob, Carrier, Done, EvaluateRows, Order, Pack, TrainPack
+from fedray.runtime.carrier import (
+    Answer,
+    AuditJob,
+    Carrier,
+    Done,
+    EvaluateRows,
+    Order,
+    Pack,
+    TrainPack,
+    work_of,
+)
+from fedray.runtime.ray_clients import Team, shared_out
 from fedray.runtime.ray_split import RaySplit, ServerPlan
-from fedray.runtime.reservation import Reservation, amounts_in_words, lacking
-from fedray.runtime.split import SplitDone, SplitRound
-from fedray.training.workshop import Blueprint, Stock
+from fedray.runtime.ray_start import join, not_placed, said, send_by_value
+from fedray.runtime.reservation import Reservation, lacking
+from fedray.runtime.split import SplitDone, SplitEvaluation
+from fedray.server.lockstep import SplitRound
+from fedray.training.base_delta import BaseDelta
+from fedray.training.evaluate import Outputs
+from fedray.training.workshop import Blueprint, Stock, open_workshop
 
 # An actor imports torch and transformers, about 5 s on a free core; a crowded node takes far longer.
 START_SECONDS = 300
-# After so long without an answer it is asked whether anybody is at work at all.
-PATIENCE_SECONDS = 5
+# After so long without an answer it is asked whether anybody is at work at all, and so often before nodes are
+# believed, which report what they hold now and then.
+PATIENCE_SECONDS, PATIENT_LOOKS = 5, 3
 MAX_ATTEMPTS = 3
+# For each actor, orders among which the longest goes out first.
+ORDERS_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +55,7 @@ class Cluster:
         address: of a running cluster; None starts Ray on this machine.
         num_actors: None is as many as the cluster's CPUs (GPUs on an accelerator) carry.
         own_actor: by client id, the reservation of clients that get an actor of their own.
+        num_together: clients of a round under cuts, whose own actors are needed at once.
         object_store_memory: bytes, for a Ray started here.
         server: of a run with cuts.
     """
@@ -47,12 +63,18 @@ class Cluster:
     address: str | None = None
     num_actors: int | None = None
     own_actor: Mapping[int, Reservation] = field(default_factory=dict)
+    num_together: int = 0
     object_store_memory: int | None = None
     server: ServerPlan | None = None
 
     def server_cpus(self, threads: int) -> int:
         """CPUs that the server's processes reserve."""
         return 0 if self.server is None else self.server.num_cpus(threads)
+
+    def cpus_here(self, threads: int) -> int:
+        """CPUs of a Ray started here: bookkeeping, whoever asks for more actors than cores gets them."""
+        cores, actors = os.cpu_count() or 1, (self.num_actors or 1) + self.num_together
+        return max(cores, actors * threads) + self.server_cpus(threads)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -80,9 +102,11 @@ class CarrierActor:
         """See `Carrier.carry_out`."""
         return self._carrier.carry_out(order)
 
-    def open_split(self, packs: Mapping[int, Pack], targets: Sequence[str], clips_as_one: bool) -> None:
+    def open_split(
+        self, packs: Mapping[int, Pack], targets: Sequence[str], base_delta: BaseDelta, clips_as_one: bool
+    ) -> None:
         """See `Carrier.open_split`."""
-        self._carrier.open_split(packs, targets, clips_as_one=clips_as_one)
+        self._carrier.open_split(packs, targets, base_delta, clips_as_one=clips_as_one)
 
     def halves(self, name: str, *args: Any) -> Any:
         """A method of the `PackHalves` that were opened."""
@@ -105,17 +129,25 @@ class RayRuntime:
         self._plain = Reservation(
             num_cpus=blueprint.threads, num_gpus=1 if blueprint.device.startswith("cuda") else 0
         )
-        self._started_here = _join(cluster, blueprint.threads)
+        self._started_here = join(
+            cluster.address, cluster.cpus_here(blueprint.threads), cluster.object_store_memory
+        )
         try:
-            _send_by_value(blueprint.task)
+            send_by_value(blueprint.task)
             self._blueprint, self._stock = ray.put(blueprint), ray.put(stock)
             self._shared = [self._open(self._plain) for _ in range(self._num_shared(blueprint.threads))]
             if cluster.server is not None:
-                self._split = RaySplit(cluster.server, self._blueprint, self._stock, self._plain)
+                self._split = RaySplit(
+                    cluster.server,
+                    self._blueprint,
+                    self._stock,
+                    self._plain,
+                    lambda: open_workshop(blueprint, stock),
+                )
             self._await_ready()
         except RayError as error:
             self.close()
-            raise RuntimeFailure(f"The actors could not be opened: {_said(error)}.") from error
+            raise RuntimeFailure(f"The actors could not be opened: {said(error)}.") from error
         except BaseException:
             self.close()
             raise
@@ -126,7 +158,8 @@ class RayRuntime:
         Raises:
             RuntimeFailure: an order outlived three actors, or its actor cannot be placed.
         """
-        flight = _Flight(orders)
+        # A client with an actor of its own waits for that one, whatever goes out first.
+        flight = _Flight(orders, 0 if self._cluster.own_actor else len(self._shared))
         finished: dict[int, Done] = {}
         for wanted in range(len(orders)):
             while wanted not in finished:
@@ -140,10 +173,13 @@ class RayRuntime:
         """A round under a cut; see `RaySplit.train`."""
         assert self._split is not None, "a run with cuts has a server"
         return self._split.train(
-            split,
-            lambda: [seat.actor for seat in self._shared],
-            lambda place: self._replace(self._shared[place]),
+            split, self._own_team(split) if self._cluster.own_actor else self._team(split)
         )
+
+    def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
+        """The clients' side in this process, the rest on the shards; see `RaySplit.evaluate`."""
+        assert self._split is not None, "a run with cuts has a server"
+        return self._split.evaluate(evaluation)
 
     def close(self) -> None:
         """End the actors, and Ray itself only if it was started here."""
@@ -154,6 +190,42 @@ class RayRuntime:
         self._shared, self._own = [], {}
         if self._started_here:
             ray.shutdown()
+
+    def _team(self, split: SplitRound) -> Team:
+        return Team(
+            actors=lambda: [seat.actor for seat in self._shared],
+            replace=lambda place: self._replace(self._shared[place]),
+            carries=shared_out(split.packs, len(self._shared)),
+        )
+
+    def _own_team(self, split: SplitRound) -> Team:
+        """Every client's own actor, all of them at once: under a cut they step together.
+
+        Raises:
+            RuntimeFailure: there is no room for all of them.
+        """
+        clients = [jobs[0].client_id for jobs in split.packs.values()]
+        for client in clients:
+            if client not in self._own:
+                staying = [self._own[other] for other in clients if other in self._own]
+                if not self._made_room(self._cluster.own_actor[client], staying) and self._started_here:
+                    raise RuntimeFailure(self._not_at_once(clients))
+                self._own[client] = self._open(self._cluster.own_actor[client], client)
+        waiting = [self._own[client].ready for client in clients]
+        if ray.wait(waiting, num_returns=len(waiting), timeout=START_SECONDS)[1]:
+            raise RuntimeFailure(self._not_at_once(clients))
+        return Team(
+            actors=lambda: [self._own[client].actor for client in clients],
+            replace=lambda place: self._replace(self._own[clients[place]]),
+            carries={place: at for at, place in enumerate(split.packs)},
+        )
+
+    def _not_at_once(self, clients: Sequence[int]) -> str:
+        reservations = [self._cluster.own_actor[client] for client in clients]
+        return (
+            f"The {len(clients)} clients of a round under cuts take their steps together, so their own "
+            f"actors are needed at once: {not_placed(reservations)}"
+        )
 
     def _num_shared(self, threads: int) -> int:
         if self._cluster.own_actor:
@@ -188,7 +260,7 @@ class RayRuntime:
             if flight.attempts[position] >= MAX_ATTEMPTS:
                 raise RuntimeFailure(
                     f"A pack of clients was lost with {MAX_ATTEMPTS} actors one after the other, the last "
-                    f"one with: {_said(error)}. Look at Ray's logs; mostly a node is out of memory: "
+                    f"one with: {said(error)}. Look at Ray's logs; mostly a node is out of memory: "
                     "lower packs.clients_per_pack or ray.num_actors."
                 ) from error
             self._replace(seat)
@@ -207,11 +279,19 @@ class RayRuntime:
             if len(unplaced) < len(seats):
                 continue  # somebody is at work, and room comes of itself
             waited = time.monotonic() - started
-            if waited > START_SECONDS / 2 or not self._all_have_room():
-                for idle in [seat for seat in self._own.values() if seat not in seats]:
-                    self._end(idle)
+            for idle in self._in_the_way(unplaced, seats, waited):
+                self._end(idle)
             if waited > START_SECONDS:
-                raise RuntimeFailure(_not_placed([seat.reservation for seat in unplaced]))
+                raise RuntimeFailure(not_placed([seat.reservation for seat in unplaced]))
+
+    def _in_the_way(self, unplaced: Sequence[_Seat], busy: Sequence[_Seat], waited: float) -> list[_Seat]:
+        """Idle actors that hold what is short; later all of them, for room may lie in pieces on nodes."""
+        idle = [seat for seat in self._own.values() if seat not in busy]
+        short = lacking(ray.available_resources(), [seat.reservation for seat in unplaced])
+        in_pieces = waited > PATIENT_LOOKS * PATIENCE_SECONDS and not short and not self._all_have_room()
+        if in_pieces or waited > START_SECONDS / 2:
+            return idle
+        return [seat for seat in idle if short & seat.reservation.amounts().keys()]
 
     def _all_have_room(self) -> bool:
         """Whether as much is in use as our actors reserve: then those without a word are starting."""
@@ -243,14 +323,17 @@ class RayRuntime:
             RuntimeFailure: this machine is too small for it even alone.
         """
         totals = ray.cluster_resources()
-        while lacking(totals, [wanted, *(s.reservation for s in [*self._shared, *self._own.values()])]):
-            idle = next((seat for seat in self._own.values() if seat not in busy), None)
+        while short := lacking(
+            totals, [wanted, *(s.reservation for s in [*self._shared, *self._own.values()])]
+        ):
+            holders = [s for s in self._own.values() if short & s.reservation.amounts().keys()]
+            idle = next((seat for seat in holders if seat not in busy), None)
             if idle is not None:
                 self._end(idle)
             elif busy:
                 return False
             elif self._started_here:
-                raise RuntimeFailure(_not_placed([wanted]))
+                raise RuntimeFailure(not_placed([wanted]))
             else:
                 return True  # a cluster may yet grow
         return True
@@ -283,21 +366,28 @@ class RayRuntime:
     def _await_ready(self) -> None:
         waiting = [seat.ready for seat in self._shared]
         if self._started_here and lacking(ray.cluster_resources(), [s.reservation for s in self._shared]):
-            raise RuntimeFailure(_not_placed([seat.reservation for seat in self._shared]))
+            raise RuntimeFailure(not_placed([seat.reservation for seat in self._shared]))
         ready, late = ray.wait(waiting, num_returns=len(waiting), timeout=START_SECONDS)
         if late:
             raise RuntimeFailure(
-                _not_placed([seat.reservation for seat in self._shared if seat.ready in late])
+                not_placed([seat.reservation for seat in self._shared if seat.ready in late])
             )
         ray.get(ready)
 
 
 class _Flight:
-    """The orders of one call: waiting, running, and how often each was tried."""
+    """The orders of one call: waiting, running, and how often each was tried.
 
-    def __init__(self, orders: Sequence[Order]) -> None:
+    Of orders that are near each other the longest goes out first, so that no actor is left with a long one
+    while the others idle; only near ones, since an answer waits here for those of the orders before it.
+    """
+
+    def __init__(self, orders: Sequence[Order], num_actors: int) -> None:
+        near = max(1, ORDERS_AHEAD * num_actors)
         self.orders = orders
-        self.waiting = deque(range(len(orders)))
+        self.waiting = deque(
+            sorted(range(len(orders)), key=lambda at: (at // near, -work_of(orders[at]), at))
+        )
         self.running: dict[Any, tuple[int, _Seat]] = {}
         self.attempts = dict.fromkeys(range(len(orders)), 0)
 
@@ -305,73 +395,3 @@ class _Flight:
     def busy(self) -> list[_Seat]:
         """Seats with an order."""
         return [seat for _, seat in self.running.values()]
-
-
-def _join(cluster: Cluster, threads: int) -> bool:
-    """Whether Ray was started here, and so must be ended here."""
-    address = None if cluster.address == "local" else cluster.address
-    if ray.is_initialized():
-        _refuse_another(address)
-        return False
-    quiet: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": True,
-    }
-    try:
-        if address is None:
-            # Ray's CPUs are bookkeeping: whoever asks for more actors than cores gets them.
-            cores, servers = os.cpu_count() or 1, cluster.server_cpus(threads)
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=max(cores, (cluster.num_actors or 1) * threads) + servers,
-                object_store_memory=cluster.object_store_memory,
-                **quiet,
-            )
-        else:
-            refuse_silence(address)
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError, SystemExit) as error:
-        where = "on this machine" if address is None else f"at {address!r}"
-        raise RuntimeFailure(
-            f"No Ray cluster could be reached {where}: {_said(error)}. Start one with 'ray start "
-            "--head', give its address as HOST:6379, or leave the address out to start Ray here."
-        ) from error
-    # A cluster that others started is left running.
-    return address is None
-
-
-def _refuse_another(address: str | None) -> None:
-    """A process is in one cluster at a time. Raises RuntimeFailure if that is not the one asked for."""
-    here = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", here):
-        raise RuntimeFailure(
-            f"ray.address is {address!r}, and this process is in the cluster at {here!r} already; call "
-            "ray.shutdown() first, or leave the address out."
-        )
-
-
-def _send_by_value(task: object) -> None:
-    """A task from a file is no module that an actor could import: send its code along."""
-    module = sys.modules[type(task).__module__]
-    if not module.__name__.startswith("fedray."):
-        ray.cloudpickle.register_pickle_by_value(module)
-
-
-def _not_placed(reservations: Sequence[Reservation]) -> str:
-    several = f"{len(reservations)} actors, the first with " if len(reservations) > 1 else "an actor with "
-    return (
-        f"Ray has no room for {several}{amounts_in_words(reservations[0].amounts())}: the cluster has "
-        f"{amounts_in_words(ray.cluster_resources())}, free are "
-        f"{amounts_in_words(ray.available_resources())}. Ask for fewer actors (ray.num_actors), declare "
-        "less memory and fewer resources per client, or add nodes."
-    )
-
-
-def _said(error: BaseException) -> str:
-    """The line that tells: the last of a traceback from an actor's start, otherwise the first."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return (lines[-1] if "creation task" in lines[0] else lines[0]).rstrip(".")

@@ -4,7 +4,8 @@ Packs are shared out once and stay where they are for the round. Who does not an
 is given up: its clients drop out, and the others go on without them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedray.errors import FedrayError
 from fedray.runtime.split import ServerSetting
+from fedray.server.lockstep import SplitRound
 from fedray.training.boundary import Messages, PackMessages
 from fedray.training.client_half import BelowTheCut
 from fedray.training.job import Job
@@ -21,28 +23,45 @@ class ClientsLost(Exception):
     """An actor died with its packs; the round can be begun again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """The actors that carry the clients of a round.
+
+    Attributes:
+        actors: as they are now.
+        replace: opens a new actor in the place of one.
+        carries: the place of the actor that carries each pack.
+    """
+
+    actors: Callable[[], Sequence[Any]]
+    replace: Callable[[int], None]
+    carries: Mapping[int, int]
+
+
+def shared_out(packs: Mapping[int, Sequence[Job]], num_actors: int) -> dict[int, int]:
+    """An actor for each pack: the heaviest first, each to the one with least to do so far."""
+    loads, actor_of = [0] * num_actors, {}
+    weights = {place: sum(job.num_steps * job.tokens for job in jobs) for place, jobs in packs.items()}
+    for place in sorted(packs, key=lambda place: (-weights[place], place)):
+        actor_of[place] = loads.index(min(loads))
+        loads[actor_of[place]] += weights[place]
+    return actor_of
+
+
 class RayClients:
     """`fedray.server.lockstep.Clients` over actors."""
 
-    def __init__(
-        self, actors: Sequence[Any], packs: Mapping[int, Sequence[Job]], setting: ServerSetting
-    ) -> None:
-        """Share the packs out: the heaviest first, each to the actor with least to do so far."""
-        self._actors, self._packs, self._setting = actors, packs, setting
-        self._actor_of: dict[int, int] = {}
+    def __init__(self, team: Team, split: SplitRound, setting: ServerSetting) -> None:
+        """Of a round; nobody is asked yet."""
+        self._actors, self._actor_of = team.actors(), team.carries
+        self._split, self._setting = split, setting
         self.vanished: set[int] = set()
-        loads = [0] * len(actors)
-        weights = {place: sum(job.num_steps * job.tokens for job in jobs) for place, jobs in packs.items()}
-        for place in sorted(packs, key=lambda place: (-weights[place], place)):
-            self._actor_of[place] = loads.index(min(loads))
-            loads[self._actor_of[place]] += weights[place]
 
     def open(self) -> None:
         """Send the jobs. Raises ClientsLost."""
-        targets, as_one = self._setting.targets, self._setting.clips_as_one
-        self._ask(
-            "open_split", {a: (own, targets, as_one) for a, own in self._shared_out(self._packs).items()}
-        )
+        setting, moved = self._setting, self._split.base_delta
+        packs = self._shared_out(self._split.packs).items()
+        self._ask("open_split", {a: (own, setting.targets, moved, setting.clips_as_one) for a, own in packs})
 
     def ascend(self, number: int) -> PackMessages:
         """See `fedray.server.lockstep.Clients`."""

@@ -15,11 +15,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
 from fedray.errors import FedrayError, RuntimeFailure
-from fedray.runtime.split import ServerSetting, SplitRound
-from fedray.server.in_process import InProcessServer, shard_of_packs
-from fedray.server.lockstep import Finished
+from fedray.runtime.split import ServerSetting
+from fedray.server.in_process import InProcessServer
+from fedray.server.lockstep import Finished, SplitRound
 from fedray.server.shard_blueprint import ShardBlueprint
-from fedray.training.boundary import Messages, PackMessages
+from fedray.server.sharded import ShardedServer
+from fedray.training.boundary import PackMessages
 from fedray.training.workshop import Blueprint, Stock, open_workshop
 
 START_SECONDS = 300
@@ -65,11 +66,10 @@ class _Whole:
     def open(self, split: SplitRound) -> None:
         self._half = InProcessServer(
             self._workshop,
-            split.packs,
+            split,
             num_shards=self._server.num_shards,
             attention=self._server.attention,
             recompute=self._server.recompute,
-            shared=split.shared,
         )
 
     def call(self, name: str, *args: Any) -> Any:
@@ -115,11 +115,12 @@ class WholeServer:
         ray.kill(self._actor)
 
 
-class ZeroServer:
-    """`fedray.server.lockstep.Server` over the actors of a ZeRO group."""
+class ZeroServer(ShardedServer):
+    """The actors of a ZeRO group."""
 
     def __init__(self, blueprint: ShardBlueprint, num_shards: int) -> None:
         """Place the shards and let them meet. Raises RuntimeFailure if they cannot."""
+        super().__init__(num_shards, blueprint.num_blocks)
         gpus = 1 if blueprint.device.startswith("cuda") else 0
         bundle = {"CPU": blueprint.threads, **({"GPU": gpus} if gpus else {})}
         self._group = placement_group([dict(bundle) for _ in range(num_shards)], strategy="PACK")
@@ -147,56 +148,24 @@ class ZeroServer:
             self.close()
             raise
         self._limit = blueprint.time_limit_seconds
-        self._num_blocks = blueprint.num_blocks
-        self._shard_of: dict[int, int] = {}
-        self._cuts: dict[int, int] = {}
 
-    def open(self, split: SplitRound) -> None:
-        """A new round: packs are shared out among the shards."""
-        self._shard_of = shard_of_packs(split.packs, self._num_blocks, len(self._actors))
-        self._cuts = {place: jobs[0].assignment.cut for place, jobs in split.packs.items()}
-        scale = next(iter(split.packs.values()))[0].learning_rate_scale
-        self._call("open", [(own, scale, split.shared) for own in self._shared_out(split.packs)])
-
-    def forward(self, messages: PackMessages) -> PackMessages:
-        """See `fedray.server.lockstep.Server`."""
-        lowest = min(self._cuts[place] for place in messages)
-        answers = self._call("forward", [(own, lowest) for own in self._shared_out(messages)])
-        return {place: sent for answer in answers for place, sent in answer.items()}
-
-    def backward(self, gradients: PackMessages) -> tuple[PackMessages, list[Tensor]]:
-        """See `fedray.server.lockstep.Server`."""
-        answers = self._call("backward", [(own,) for own in self._shared_out(gradients)])
-        down: dict[int, Messages] = {place: sent for answer, _ in answers for place, sent in answer.items()}
-        sums: list[Tensor] = []
-        for _, shared in answers:
-            sums = [a + b for a, b in zip(sums, shared, strict=True)] if sums else shared
-        return down, sums
-
-    def settle(self, squares: Mapping[int, float]) -> None:
-        """See `fedray.server.lockstep.Server`."""
-        self._call("settle", [(squares,)] * len(self._actors))
-
-    def settle_shared(self, gradients: Sequence[Tensor]) -> None:
-        """See `fedray.server.lockstep.Server`."""
-        self._call("settle_shared", [(gradients,)] * len(self._actors))
-
-    def finish(self) -> Mapping[int, Finished]:
-        """See `fedray.server.lockstep.Server`."""
-        answers = self._call("finish", [()] * len(self._actors))
-        return {place: found for answer in answers for place, found in answer.items()}
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """See `ShardedServer.call`. Raises ServerLost, or FedrayError as a shard says."""
+        calls = zip(self._actors, arguments, strict=True)
+        # A collective gives up after its own limit; a shard that says nothing for twice as long is lost.
+        return _answers([actor.call.remote(name, *own) for actor, own in calls], 2 * self._limit)
 
     def weight_bytes(self) -> list[tuple[int, int, int]]:
         """Of each shard: bytes of all weights, of its part of them, and of those gathered right now."""
-        return self._call("weight_bytes", [()] * len(self._actors))
+        return self.call("weight_bytes", [()] * self._num_shards)
 
     def watch(self) -> None:
         """From now on note the most that is gathered at once; costs time."""
-        self._call("watch", [()] * len(self._actors))
+        self.call("watch", [()] * self._num_shards)
 
     def watched(self) -> list[tuple[int, int, int]]:
         """The same as `weight_bytes`, but the most that was gathered at once since `watch`."""
-        return self._call("watched", [()] * len(self._actors))
+        return self.call("watched", [()] * self._num_shards)
 
     def close(self) -> None:
         """End the shards."""
@@ -204,17 +173,6 @@ class ZeroServer:
             ray.kill(actor)
         self._actors = []
         remove_placement_group(self._group)
-
-    def _shared_out(self, by_pack: Mapping[int, Any]) -> list[dict[int, Any]]:
-        return [
-            {place: value for place, value in by_pack.items() if self._shard_of[place] == shard}
-            for shard in range(len(self._actors))
-        ]
-
-    def _call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        calls = zip(self._actors, arguments, strict=True)
-        # A collective gives up after its own limit; a shard that says nothing for twice as long is lost.
-        return _answers([actor.call.remote(name, *own) for actor, own in calls], 2 * self._limit)
 
 
 def _answer(reference: Any) -> Any:

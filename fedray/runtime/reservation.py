@@ -22,13 +22,13 @@ class Reservation:
         return {name: amount for name, amount in {**plain, **self.resources}.items() if amount}
 
 
-def lacking(totals: Mapping[str, float], reservations: Sequence[Reservation]) -> bool:
-    """Whether these reservations together are more than there is."""
+def lacking(totals: Mapping[str, float], reservations: Sequence[Reservation]) -> frozenset[str]:
+    """What these reservations together ask too much of, by Ray's names; empty where all have room."""
     asked: dict[str, float] = defaultdict(float)
     for reservation in reservations:
         for name, amount in reservation.amounts().items():
             asked[name] += amount
-    return any(amount > totals.get(name, 0) for name, amount in asked.items())
+    return frozenset(name for name, amount in asked.items() if amount > totals.get(name, 0))
 
 
 def amounts_in_words(resources: Mapping[str, float]) -> str:

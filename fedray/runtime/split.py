@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from fedray.adapter import Adapter
 from fedray.assignment import Attention
 from fedray.server.in_process import InProcessServer
-from fedray.server.lockstep import Order, Traffic, run_lockstep, updates_of
+from fedray.server.lockstep import Order, SplitRound, Traffic, run_lockstep, updates_of
 from fedray.training.client_half import PackHalves
-from fedray.training.job import Job, Update
+from fedray.training.data import Rows
+from fedray.training.evaluate import Elsewhere
+from fedray.training.job import Update
+from fedray.training.parted import Middle
 from fedray.training.train import Workshop
 
 
@@ -45,11 +48,17 @@ class ServerSetting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplitRound:
-    """All packs of a round whose clients have a cut; ``shared`` is the server's adapter, if it has one."""
+class SplitEvaluation:
+    """Chunks of rows to evaluate an adapter on, with blocks from ``first`` up to ``end`` on the server."""
 
-    packs: Mapping[int, Sequence[Job]]
-    shared: Adapter | None
+    adapter: Adapter
+    chunks: Sequence[Rows]
+    first: int
+    end: int
+
+    def beside(self, middle: Middle) -> Elsewhere:
+        """What runs elsewhere, and by whom."""
+        return Elsewhere(first=self.first, end=self.end, middle=middle)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +96,19 @@ def done(updates: Mapping[int, Sequence[Update]], traffic: Traffic, attempts: in
 
 def train_in_process(workshop: Workshop, split: SplitRound, server: ServerSetting) -> SplitDone:
     """Clients and server in this process: it defines what is correct."""
-    clients = PackHalves(workshop, split.packs, server.targets, clips_as_one=server.clips_as_one)
-    above = InProcessServer(
+    clients = PackHalves(
         workshop,
         split.packs,
+        server.targets,
+        clips_as_one=server.clips_as_one,
+        base_delta=split.base_delta,
+    )
+    above = InProcessServer(
+        workshop,
+        split,
         num_shards=server.num_shards,
         attention=server.attention,
         recompute=server.recompute,
-        shared=split.shared,
     )
     traffic = run_lockstep(clients, above, server.order, shared=server.shared)
     updates = dict(updates_of(split.packs, clients, above))

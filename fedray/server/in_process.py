@@ -4,13 +4,13 @@ It defines what is correct; the numbers of a run depend on ``num_shards``, which
 not on where the shards are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
-from fedray.adapter import Adapter
 from fedray.assignment import Attention, Dtype
-from fedray.server.lockstep import Finished
+from fedray.server.lockstep import Finished, SplitRound
 from fedray.server.server_half import ServerHalf
 from fedray.server.sweep import Sweep
 from fedray.training.boundary import Messages, PackMessages
@@ -36,29 +36,36 @@ def shard_of_packs(packs: Mapping[int, Sequence[Job]], num_blocks: int, num_shar
     return shards
 
 
+def summed(parts: Iterable[list[Tensor]]) -> list[Tensor]:
+    """Gradients of the shared adapter over shards, in their order; a shard with nobody aboard has none."""
+    sums: list[Tensor] = []
+    for part in parts:
+        sums = [a + b for a, b in zip(sums, part, strict=True)] if sums and part else sums or part
+    return sums
+
+
 class InProcessServer:
     """All shards, one after the other, and one backbone for each dtype."""
 
     def __init__(
         self,
         workshop: Workshop,
-        packs: Mapping[int, Sequence[Job]],
+        split: SplitRound,
         *,
         num_shards: int,
         attention: Attention,
         recompute: bool,
-        shared: Adapter | None,
     ) -> None:
         """Open a round.
 
         Args:
             workshop: of this process.
-            packs: of the round under a cut, by place.
+            split: the round under a cut.
             num_shards: sweeps side by side.
             attention: the server's kernel.
             recompute: activation checkpointing in the sweep.
-            shared: the server's one adapter; None gives every client its own.
         """
+        packs = split.packs
         num_blocks = next(iter(workshop.backbones.values())).anatomy.num_blocks
         shards = shard_of_packs(packs, num_blocks, num_shards)
         self._packs = dict(packs)
@@ -70,7 +77,8 @@ class InProcessServer:
             walk = Sweep(backbone, workshop.task, attention, recompute=recompute, ghost=False)
             half = ServerHalf(backbone, walk, workshop.optimizer, workshop.device, all_backward=False)
             own = {place: jobs for place, jobs in packs.items() if self._key[place] == key}
-            half.open(own, next(iter(own.values()))[0].learning_rate_scale, shared)
+            scale = next(iter(own.values()))[0].learning_rate_scale
+            half.open(replace(split, packs=own), scale)
             self._halves[key] = half
 
     def forward(self, messages: PackMessages) -> PackMessages:
@@ -87,13 +95,13 @@ class InProcessServer:
     def backward(self, gradients: PackMessages) -> tuple[PackMessages, list[Tensor]]:
         """See `fedray.server.lockstep.Server`."""
         down: dict[int, Messages] = {}
-        sums: list[Tensor] = []
+        parts = []
         for key in self._under_way:
             own = {place: sent for place, sent in gradients.items() if self._key[place] == key}
             answer, shared = self._halves[key].backward(own)
             down |= answer
-            sums = [a + b for a, b in zip(sums, shared, strict=True)] if sums else shared
-        return down, sums
+            parts.append(shared)
+        return down, summed(parts)
 
     def settle(self, squares: Mapping[int, float]) -> None:
         """See `fedray.server.lockstep.Server`."""

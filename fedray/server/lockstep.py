@@ -6,19 +6,37 @@ With the order ``queue`` the server takes one pack after another instead, as the
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from fedray.adapter import Adapter
+from fedray.training.base_delta import BaseDelta
 from fedray.training.boundary import NUMBER_BYTES, PackMessages
 from fedray.training.client_half import BelowTheCut
 from fedray.training.job import Job, Update
+from fedray.training.link import SentUp, arrived
 from fedray.training.shares import joined
 from fedray.training.train import observed, update_of
 
 Order = Literal["sweep", "queue"]
 Finished = tuple[list[Adapter | None], list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRound:
+    """All packs of a round whose clients have a cut.
+
+    Attributes:
+        packs: by place.
+        shared: the server's one adapter; None gives every client its own.
+        base_delta: what the rule keeps beside the frozen weights, on both sides of the cuts.
+    """
+
+    packs: Mapping[int, Sequence[Job]]
+    shared: Adapter | None = None
+    base_delta: BaseDelta = field(default_factory=dict)
 
 
 class Clients(Protocol):
@@ -131,9 +149,10 @@ def updates_of(
             place,
             [
                 observed(
-                    update_of(
+                    _whole(
                         job,
-                        _both(own.deltas[at], theirs[at]),
+                        own.sent[at],
+                        theirs[at],
                         (own.loss_sums[at] + losses[at]) / own.rows[at],
                         own.wall_seconds / len(jobs),
                     ),
@@ -144,5 +163,11 @@ def updates_of(
         )
 
 
-def _both(client: Adapter | None, server: Adapter | None) -> Adapter | None:
-    return None if client is None or server is None else joined(client, server)
+def _whole(job: Job, sent: SentUp | None, server: Adapter | None, loss: float, seconds: float) -> Update:
+    """A client's update from what it sent of its own share and from what the server trained for it."""
+    if sent is None or server is None:
+        return update_of(job, None, loss, seconds)
+    update = update_of(job, joined(arrived(job, sent.coded), server), loss, seconds)
+    if update.delta is None:
+        return update
+    return replace(update, coded=sent.coded, client_state=sent.client_state)

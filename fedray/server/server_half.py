@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fedray.adapter import Adapter, difference, is_finite
 from fedray.model.codecs import Coded, decode
-from fedray.model.sites import StackedFactors
+from fedray.model.sites import StackedFactors, changed
 from fedray.seeds import derive_seed
+from fedray.server.lockstep import SplitRound
 from fedray.server.sweep import Ride, Walk
+from fedray.training.base_delta import deltas_of
 from fedray.training.boundary import (
     Message,
     Messages,
@@ -132,23 +134,22 @@ class ServerHalf:
         self._shared: Stack | None = None
         self._shared_sent: Adapter | None = None
         self._shared_leaves: dict[str, Tensor] = {}
+        self._deltas: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def open(
-        self, packs: Mapping[int, Sequence[Job]], learning_rate_scale: float, shared: Adapter | None
-    ) -> None:
+    def open(self, split: SplitRound, learning_rate_scale: float) -> None:
         """A new round.
 
         Args:
-            packs: of this shard, by their place in the round.
+            split: with the packs of this shard alone.
             learning_rate_scale: of this round.
-            shared: the one adapter of the server; None gives every client its own.
         """
+        shared, self._deltas = split.shared, deltas_of(split.base_delta, self._device)
         anatomy, optimizer = self._backbone.anatomy, self._optimizer.scaled(learning_rate_scale)
         self._riders, self._aboard, self._total, self._squares = {}, {}, None, {}
         self._clips_as_one = optimizer.max_grad_norm is not None and shared is None
         self._shared_sent = shared
         self._shared = None if shared is None else stack_of([shared], optimizer, self._device)
-        for place, jobs in packs.items():
+        for place, jobs in split.packs.items():
             sent = [
                 server_share(anatomy, job.assignment, job.sent) if shared is None else Adapter()
                 for job in jobs
@@ -170,7 +171,8 @@ class ServerHalf:
         """
         self._shared_leaves = {} if self._shared is None else self._shared.leaves(None)
         self._aboard = {place: self._board(place, sent) for place, sent in messages.items() if sent}
-        self._total = self._walk([aboard.ride for aboard in self._aboard.values()], lowest)
+        with changed(self._backbone.sites, self._deltas):
+            self._total = self._walk([aboard.ride for aboard in self._aboard.values()], lowest)
         exits: dict[int, Messages] = {}
         for place, aboard in self._aboard.items():
             aboard.riders.number += 1
@@ -185,7 +187,7 @@ class ServerHalf:
 
         Returns:
             The gradient of what each client sent up, where one comes down, by pack and client; and the
-            gradients of the shared adapter, summed over this shard's riders.
+            gradients of the shared adapter, summed over this shard's riders, none without a rider.
         """
         assert self._total is not None, "forward comes first"
         roots: list[tuple[Tensor, Tensor | None]] = [(self._total, None)]
@@ -197,13 +199,14 @@ class ServerHalf:
             self._squares |= {client: m.square for client, m in sent.items() if m.square is not None}
         live = [(root, grad) for root, grad in roots if root.requires_grad]
         if live:
-            torch.autograd.backward([root for root, _ in live], [grad for _, grad in live])
+            with changed(self._backbone.sites, self._deltas):  # what is recomputed runs with them again
+                torch.autograd.backward([root for root, _ in live], [grad for _, grad in live])
         self._total = None
         down: dict[int, Messages] = {}
         for place, aboard in self._aboard.items():
             if answer := self._down(aboard):
                 down[place] = answer
-        return down, [_gradient(leaf) for leaf in self._shared_leaves.values()]
+        return down, [_gradient(leaf) for leaf in self._shared_leaves.values()] if self._aboard else []
 
     def settle(self, squares: Mapping[int, float]) -> None:
         """Step each client's own adapter, now that its client's part of the gradient's norm is told."""

@@ -26,6 +26,7 @@ _DEEPSPEEDS_OWN = "data_types.keep_in_fp32_modules"
 _NEEDED = (
     "bf16.enabled",
     _MICRO,
+    f"{_ZERO}.stage3_allgather_sequential",
     f"{_ZERO}.stage3_max_reuse_distance",
     f"{_ZERO}.stage3_prefetch_bucket_size",
     f"{_ZERO}.stage3_max_live_parameters",
@@ -131,6 +132,7 @@ def _values(given: Mapping[str, Any], facts: ServerFacts) -> dict[str, Any]:
     accumulated = given.get("gradient_accumulation_steps", 1)
     accumulated = 1 if accumulated == _AUTO else accumulated
     zero = {
+        "stage3_allgather_sequential": True,
         "stage3_max_reuse_distance": 0,
         "stage3_prefetch_bucket_size": 0,
         "stage3_max_live_parameters": 2 * block,

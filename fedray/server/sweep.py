@@ -39,7 +39,8 @@ class Ride:
         hidden: what they sent, [N, T, D], a leaf; ``mask`` of it, [N, T].
         clients: C; rows stand client by client.
         factors: of each client's own server-side adapter, by site.
-        head: their heads where the loss lies here, with ``batch``, what the loss reads; else neither.
+        head: their heads where the loss lies here, with ``batch``, what the loss reads; who has neither
+            leaves above its last block.
         losses: of each client, [C], once the sweep is over; ``exit`` the hidden states that leave, [N, T, D].
     """
 
@@ -106,8 +107,8 @@ class Sweep:
                 hidden = self._through(range(start, end), aboard, hidden)
             elif self._ghost:
                 ghost = self._through_alone(range(start, end), ghost)
-        # Who keeps a tail left before the last block: those still aboard have their loss here.
-        return self._losses(aboard, hidden, ghost)
+        finals = [ride for ride in aboard if ride.batch is not None]
+        return self._losses(finals, self._reseated(aboard, finals, [], hidden), ghost)
 
     def _ghost_row(self) -> Tensor:
         anatomy = self._backbone.anatomy
@@ -163,7 +164,7 @@ class Sweep:
             answers = anatomy.head(hidden, anatomy.context(hidden, mask))
             for ride, answer in zip(finals, answers.split([len(r.hidden) for r in finals]), strict=True):
                 assert ride.batch is not None
-                logits = head_logits(answer, ride.mask, ride.head)
+                logits = head_logits(answer, anatomy.read_by_classifier(ride.mask), ride.head)
                 rows = self._task.loss(Answered(logits), ride.batch)
                 ride.losses = client_means(rows, ride.batch["weight"].view(ride.clients, -1))
                 total = total + ride.losses.sum()

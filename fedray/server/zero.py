@@ -7,7 +7,8 @@ backbone. The engine has no optimizer: adapters are tensors that a sweep is give
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -15,19 +16,25 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from fedray.adapter import Adapter
 from fedray.model.anatomy import dissect
 from fedray.model.checkpoint_files import CheckpointFiles
+from fedray.model.counter import ByteCounter
 from fedray.model.load import TORCH_DTYPES, empty_backbone
+from fedray.server.lockstep import SplitRound
+from fedray.server.passing import Part, passed
 from fedray.server.server_half import ServerHalf
 from fedray.server.shard_blueprint import ShardBlueprint
 from fedray.server.sweep import Ride, Sweep
 from fedray.training.boundary import Messages, PackMessages
-from fedray.training.job import Job
 from fedray.training.packed import Backbone
+from fedray.training.parted import Span
 
 
 class _SweepModule(nn.Module):
@@ -40,6 +47,33 @@ class _SweepModule(nn.Module):
 
     def forward(self, rides: Sequence[Ride], lowest: int) -> Tensor:
         return self._sweep(rides, lowest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where in a weight a saved tensor lies; the weight may be released and gathered again in between."""
+
+    weight: nn.Parameter
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+def _kept(saved: Tensor) -> Tensor | _Part:
+    """What the graph keeps of a tensor for the backward pass.
+
+    A linear saves a view of its weight, and with it the whole gathered weight, on every shard.
+    """
+    weight = saved if saved._base is None else saved._base
+    if not isinstance(weight, nn.Parameter):
+        return saved.detach()
+    return _Part(weight, saved.size(), saved.stride(), int(saved.storage_offset()))
+
+
+def _found(kept: Tensor | _Part) -> Tensor:
+    if isinstance(kept, Tensor):
+        return kept
+    return kept.weight.detach().as_strided(kept.size, kept.stride, kept.offset)
 
 
 class ZeroShard:
@@ -62,26 +96,36 @@ class ZeroShard:
         sweep = Sweep(
             self._backbone, blueprint.task, blueprint.attention, recompute=blueprint.recompute, ghost=True
         )
-        self._most_gathered = 0
-        self._engine, *_ = deepspeed.initialize(
-            model=_SweepModule(model, sweep),
-            config=_settings(blueprint),
-            dist_init_required=False,
-        )
+        self._gathered = ByteCounter()
+        self._looks: list[RemovableHandle] = []
+        self._engine: Any = None
+        self._root = _SweepModule(model, sweep)
+        if _is_divided(blueprint):
+            self._initialize(blueprint)
+        self._device = blueprint.device
         self._half = ServerHalf(
-            self._backbone, self._walk, blueprint.optimizer, blueprint.device, all_backward=True
+            self._backbone, self._walk, blueprint.optimizer, self._device, all_backward=True
+        )
+
+    def _initialize(self, blueprint: ShardBlueprint) -> None:
+        for block in self._backbone.anatomy.blocks:
+            # Gathered and released as one. Hooks inside a block would be nodes of the graph, and gradients of
+            # an input that several of its modules read would add up in another order than in one process.
+            set_z3_leaf_module(block, True)
+        # Its hooks are what is wanted of the engine: nothing in it is trained, and its own forward would wait
+        # for an optimizer.
+        self._engine, *_ = deepspeed.initialize(
+            model=self._root, config=_settings(blueprint), dist_init_required=False
         )
 
     def _walk(self, rides: Sequence[Ride], lowest: int) -> Tensor:
-        # The bare module: nothing in the engine is trained, and its own forward would wait for an optimizer.
-        total: Tensor = self._engine.module(rides, lowest)
+        with saved_tensors_hooks(_kept, _found):
+            total: Tensor = self._root(rides, lowest)
         return total
 
-    def open(
-        self, packs: Mapping[int, Sequence[Job]], learning_rate_scale: float, shared: Adapter | None
-    ) -> None:
+    def open(self, split: SplitRound, learning_rate_scale: float) -> None:
         """See `ServerHalf.open`."""
-        self._half.open(packs, learning_rate_scale, shared)
+        self._half.open(split, learning_rate_scale)
 
     def forward(self, messages: PackMessages, lowest: int) -> dict[int, Messages]:
         """See `ServerHalf.forward`; without messages a ghost row goes alone."""
@@ -103,11 +147,18 @@ class ZeroShard:
         """See `ServerHalf.finish`."""
         return self._half.finish()
 
+    def passed(self, span: Span, part: Part) -> Tensor | None:
+        """See `fedray.server.passing.passed`."""
+        return passed(self._walk, span, part, self._device)
+
     def weight_bytes(self) -> tuple[int, int, int]:
         """Bytes of all weights, of this shard's part of them, and of those gathered on it right now."""
         whole = part = gathered = 0
         for parameter in self._backbone.anatomy.model.parameters():
             held: Any = parameter
+            if self._engine is None:
+                whole, part = whole + held.nbytes, part + held.nbytes
+                continue
             size = held.ds_numel * held.element_size()
             whole += size
             part += held.ds_tensor.numel() * held.ds_tensor.element_size()
@@ -115,22 +166,31 @@ class ZeroShard:
         return whole, part, gathered
 
     def watch(self) -> None:
-        """From now on look at what is gathered whenever a module has run, forward or backward."""
-        for module in self._backbone.anatomy.model.modules():
-            module.register_forward_hook(self._look)
-            module.register_full_backward_hook(self._look)
+        """From now on follow every gathered weight until torch lets go of its bytes; costs time and bits."""
+        for module in self._backbone.anatomy.model.modules() if self._engine is not None else ():
+            self._looks.append(module.register_forward_hook(self._look))
+            self._looks.append(module.register_full_backward_hook(self._look))
+        self._gathered = ByteCounter()
 
     def _look(self, *_: Any) -> None:
-        self._most_gathered = max(self._most_gathered, self.weight_bytes()[2])
+        held: list[Any] = list(self._backbone.anatomy.model.parameters())
+        there = [p for p in held if p.ds_status == ZeroParamStatus.AVAILABLE]
+        # A single shard's part is the weight itself.
+        own = {p.ds_tensor.untyped_storage().data_ptr() for p in there}
+        self._gathered.hold([p for p in there if p.untyped_storage().data_ptr() not in own], "weights")
 
     def watched(self) -> tuple[int, int, int]:
-        """Bytes of all weights, of this shard's part, and most gathered at once since `watch`."""
+        """Bytes of all weights, of this shard's part, and most gathered at once since `watch`, which ends."""
+        for look in self._looks:
+            look.remove()
+        self._looks = []
         whole, part, _ = self.weight_bytes()
-        return whole, part, self._most_gathered
+        return whole, part, self._gathered.peak
 
     def close(self) -> None:
         """Leave the group."""
-        self._engine.destroy()
+        if self._engine is not None:
+            self._engine.destroy()
         dist.destroy_process_group()
         gc.collect()
 
@@ -161,6 +221,11 @@ def _join(blueprint: ShardBlueprint, shard: int, num_shards: int, meeting_point:
     )
 
 
+def _is_divided(blueprint: ShardBlueprint) -> bool:
+    """Whether weights are: by stage 3 alone. Else each shard holds all of them, and sweeps as they are."""
+    return bool(blueprint.settings["zero_optimization"].get("stage", 0) == 3)
+
+
 def _settings(blueprint: ShardBlueprint) -> dict[str, Any]:
     """DeepSpeed's, but with torch's own linear, so that a shard's forward has the bits of one process."""
     zero = {**blueprint.settings["zero_optimization"], "memory_efficient_linear": False}
@@ -169,11 +234,11 @@ def _settings(blueprint: ShardBlueprint) -> dict[str, Any]:
 
 def _load(model: PreTrainedModel, blueprint: ShardBlueprint) -> None:
     """Each weight from its file into the shards' parts, one tensor in memory at a time."""
-    files, dtype = CheckpointFiles(blueprint.checkpoint), TORCH_DTYPES[blueprint.dtype]
+    files, dtype = CheckpointFiles(blueprint.checkpoint, model), TORCH_DTYPES[blueprint.dtype]
     pieces = dissect(model).pieces()
     tied = {name for name in model.state_dict(keep_vars=True) if name not in dict(model.named_parameters())}
     needless = set(pieces["stem"]) - _tied_to(model, tied)
-    partition = deepspeed.zero.Init(config_dict_or_path=_settings(blueprint), dtype=dtype)
+    divide = _divided_by(blueprint, dtype) if _is_divided(blueprint) else _copied
     loaded: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         for leaf, parameter in list(module._parameters.items()):
@@ -186,19 +251,30 @@ def _load(model: PreTrainedModel, blueprint: ShardBlueprint) -> None:
             else:
                 # The first shard reads, and tells the others.
                 first = dist.get_rank() == 0
-                read = files.tensor(name, model.base_model_prefix) if first else torch.empty(parameter.shape)
+                read = files.tensor(name) if first else torch.empty(parameter.shape)
                 full = read.to(blueprint.device, dtype)
-                loaded[id(parameter)] = module._parameters[leaf] = _parted(partition, full)
+                loaded[id(parameter)] = module._parameters[leaf] = divide(full)
         for leaf in module._buffers:
             name = f"{path}.{leaf}" if path else leaf
             module._buffers[leaf] = blueprint.buffers[name].to(blueprint.device)
 
 
-def _parted(partition: Any, full: Tensor) -> nn.Parameter:
-    """A frozen parameter of which only this shard's part stays."""
-    parameter = nn.Parameter(full, requires_grad=False)
-    partition._zero_init_param(parameter)
-    return parameter
+def _divided_by(blueprint: ShardBlueprint, dtype: torch.dtype) -> Callable[[Tensor], nn.Parameter]:
+    """Takes the first shard's tensor to a frozen parameter of which only each shard's own part stays."""
+    partition = deepspeed.zero.Init(config_dict_or_path=_settings(blueprint), dtype=dtype)
+
+    def divide(full: Tensor) -> nn.Parameter:
+        parameter = nn.Parameter(full, requires_grad=False)
+        partition._zero_init_param(parameter)
+        return parameter
+
+    return divide
+
+
+def _copied(full: Tensor) -> nn.Parameter:
+    """The first shard's tensor on every shard."""
+    dist.broadcast(full, 0)
+    return nn.Parameter(full, requires_grad=False)
 
 
 def _tied_to(model: PreTrainedModel, names: set[str]) -> set[str]:

@@ -7,13 +7,17 @@ shape) of a run is audited once, and its verdict holds for every client that doe
 import itertools
 from dataclasses import dataclass, replace
 
+import torch
+
 from fedray.cost import PeakTerms
 from fedray.model.counter import ByteCounter, Terms
 from fedray.training.boundary import read_by_loss
 from fedray.training.client_half import ClientHalf
 from fedray.training.held import weights
 from fedray.training.job import Job
+from fedray.training.link import owed_like
 from fedray.training.lone_client import LoneClient
+from fedray.training.shares import client_share
 from fedray.training.train import Workshop, train_pack
 
 # Every step of a job is alike but for its length: the longest batch and one more show the peak.
@@ -56,11 +60,14 @@ def audit(workshop: Workshop, job: Job, limit_bytes: int | None = None) -> Audit
         limit_bytes: end the client there; None only counts.
     """
     short = replace(job, assignment=replace(job.assignment, max_steps=min(job.num_steps, AUDITED_STEPS)))
-    backbone = workshop.backbones[job.assignment.dtype]
+    backbone = workshop.backbone_of(job.assignment)
     counter = LimitedCounter(limit_bytes)
     over_limit = False
     try:
         counter.hold(weights(backbone.anatomy, job.assignment), "weights")
+        own = client_share(backbone.anatomy, job.assignment, job.sent).tensors()
+        owed = [torch.zeros_like(tensor) for tensor in owed_like(own, job.assignment)]
+        counter.hold(owed, "optimizer")
         if job.assignment.split:
             _train_below_the_cut(workshop, short, counter)
         else:
@@ -86,6 +93,7 @@ def _train_below_the_cut(workshop: Workshop, job: Job, counter: ByteCounter) -> 
     for number in itertools.count():
         if not client.up(number):
             return
+        client.turn()
         client.back()
 
 

@@ -167,12 +167,19 @@ def read_by_loss(task: Task, meta_batch: Batch, num_outputs: int) -> tuple[str, 
         num_outputs: labels of the head, or the vocabulary of a causal LM.
 
     Raises:
-        TrainingError: for a loss that cannot be computed from one answer to its own batch.
+        TrainingError: for a loss that cannot be computed from one answer to its own batch, or that reads
+            more of a row than numbers.
     """
     recorded = _Recorded(meta_batch)
-    rows, tokens = meta_batch["input_ids"].shape
+    rows, tokens = meta_batch["attention_mask"].shape
     shape = (rows, num_outputs) if task.head == "classification" else (rows, tokens, num_outputs)
     answer: Any = _Answer(torch.zeros(shape, device="meta"), recorded)
     task.loss(answer, recorded)
     # The mask and which rows are real follow from the lengths.
-    return tuple(sorted(name for name in recorded.read if name not in ("attention_mask", "weight")))
+    targets = sorted(name for name in recorded.read if name not in ("attention_mask", "weight"))
+    if arrays := [name for name in targets if meta_batch[name].dim() > 2]:
+        raise TrainingError(
+            f"This task's loss reads {', '.join(arrays)}, an array a row, and across a cut go numbers of rows"
+            " and of tokens alone; choose another task, or give no cuts."
+        )
+    return tuple(targets)

@@ -5,15 +5,18 @@ a message between two. A frozen bottom has no backward, and sends each row in it
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedray.adapter import Adapter, auxiliary, difference, is_finite
 from fedray.model.codecs import Coded
+from fedray.model.sites import swapped
 from fedray.seeds import derive_seed
+from fedray.training.base_delta import BaseDelta, moved_blocks
 from fedray.training.boundary import (
     Message,
     Messages,
@@ -28,7 +31,9 @@ from fedray.training.boundary import (
 from fedray.training.data import Rows
 from fedray.training.half_step import HalfCourse, HalfStep
 from fedray.training.job import Job
+from fedray.training.link import SentUp, sent_up
 from fedray.training.observables import statistics_of
+from fedray.training.own_side import OwnSide, without_own_side
 from fedray.training.packed import Observer
 from fedray.training.shares import client_share
 from fedray.training.task import Batch
@@ -48,14 +53,15 @@ class BelowTheCut:
     """What the clients of a pack have to show for a round.
 
     Attributes:
-        deltas: the client's share of each update, None where it is no number.
+        sent: the client's share of each update as it crosses, nothing where that stays below, and what the
+            client keeps; None where it is no number.
         loss_sums: over all rows of all steps, of the losses found here: under a tail.
         rows: trained on by each client.
         wall_seconds: spent here, on all of them.
         statistics: of the blocks that each client trains itself, where a policy asks for any.
     """
 
-    deltas: tuple[Adapter | None, ...]
+    sent: tuple[SentUp | None, ...]
     loss_sums: tuple[float, ...]
     rows: tuple[int, ...]
     wall_seconds: float
@@ -93,9 +99,10 @@ class ClientHalf:
         # A device computes its padding and an audit shows that; here only the result is the device's.
         tight = observer is None and not recompute and attention == "memory_efficient"
         self._course = HalfCourse.of(a, anatomy.num_blocks, attention, recompute=recompute, tight=tight)
-        self._sent = [client_share(anatomy, job.assignment, job.sent) for job in jobs]
+        own = [_own_side(job, client_share(anatomy, job.assignment, job.sent)) for job in jobs]
+        self._sent = [side.begun for side in own]
         optimizer = workshop.optimizer.scaled(jobs[0].learning_rate_scale)
-        self._stack = stack_of(self._sent, optimizer, workshop.device)
+        self._stack = stack_of([side.now for side in own], optimizer, workshop.device)
         self._stack.statistics = statistics_of(jobs[0].observables, anatomy, a, self._stack.steps)
         if observer is not None:
             hold_stack(observer, self._stack, self._sent)
@@ -176,9 +183,10 @@ class ClientHalf:
 
     def finish(self) -> BelowTheCut:
         """The end of the round."""
-        pairs = zip(unstack(self._stack, self._sent), self._sent, strict=True)
+        pairs = zip(self._sent, unstack(self._stack, self._sent), strict=True)
+        ends = [OwnSide(begun=begun, now=now) for begun, now in pairs]
         return BelowTheCut(
-            deltas=tuple(difference(end, start) if is_finite(end) else None for end, start in pairs),
+            sent=tuple(_sent_up(job, end) for job, end in zip(self._jobs, ends, strict=True)),
             loss_sums=tuple(self._losses),
             rows=tuple(sum(len(batch) for batch in plan) for plan in self._plans),
             wall_seconds=self._seconds,
@@ -236,6 +244,19 @@ class ClientHalf:
         return self._step
 
 
+def _own_side(job: Job, share: Adapter) -> OwnSide:
+    """Where the client's steps begin: at what it kept, or at the share that it was sent."""
+    return OwnSide.of(job.client_state) or OwnSide(begun=share, now=share)
+
+
+def _sent_up(job: Job, own: OwnSide) -> SentUp | None:
+    if not is_finite(own.now):
+        return None
+    sent = sent_up(job, Adapter() if job.keeps_own_side else difference(own.now, own.begun))
+    kept = own.state() if job.keeps_own_side else {}
+    return replace(sent, client_state={**without_own_side(sent.client_state), **kept})
+
+
 class PackHalves:
     """The client halves of several packs in this process."""
 
@@ -246,26 +267,58 @@ class PackHalves:
         targets: Sequence[str],
         *,
         clips_as_one: bool,
+        base_delta: BaseDelta | None = None,
     ) -> None:
-        """Args: packs: by their place in the round; the rest as `ClientHalf`."""
+        """Open a round.
+
+        Args:
+            workshop: of this process.
+            packs: by their place in the round.
+            targets: as in `ClientHalf`, like ``clips_as_one``.
+            clips_as_one: see there.
+            base_delta: what the rule keeps beside the frozen weights.
+        """
         self._halves = {
             place: ClientHalf(workshop, jobs, targets, clips_as_one=clips_as_one)
             for place, jobs in packs.items()
         }
+        self._backbones = {p: workshop.backbones[jobs[0].assignment.dtype] for p, jobs in packs.items()}
+        self._moved: dict[int, Mapping[str, nn.Parameter]] = {}
+        for place, jobs in packs.items():
+            backbone, assignment = self._backbones[place], jobs[0].assignment
+            blocks = assignment.client_blocks(backbone.anatomy.num_blocks)
+            self._moved[place] = moved_blocks(backbone, blocks, base_delta or {}, workshop.device)
 
     def ascend(self, number: int) -> dict[int, Messages]:
         """`ClientHalf.ascend` of every pack that has such a step."""
-        sent = {place: half.ascend(number) for place, half in self._halves.items()}
+        sent = {}
+        for place in self._halves:
+            with self._half(place) as half:
+                sent[place] = half.ascend(number)
         return {place: messages for place, messages in sent.items() if messages}
 
     def turn(self, exits: PackMessages) -> dict[int, Messages]:
         """`ClientHalf.turn` of the packs named."""
-        return {place: self._halves[place].turn(messages) for place, messages in exits.items()}
+        sent = {}
+        for place, messages in exits.items():
+            with self._half(place) as half:
+                sent[place] = half.turn(messages)
+        return sent
 
     def descend(self, down: PackMessages) -> dict[int, float]:
         """`ClientHalf.descend` of the packs named."""
-        return {c: s for place, sent in down.items() for c, s in self._halves[place].descend(sent).items()}
+        squares: dict[int, float] = {}
+        for place, messages in down.items():
+            with self._half(place) as half:
+                squares |= half.descend(messages)
+        return squares
 
     def finish(self) -> dict[int, BelowTheCut]:
         """`ClientHalf.finish` of every pack."""
         return {place: half.finish() for place, half in self._halves.items()}
+
+    @contextmanager
+    def _half(self, place: int) -> Iterator[ClientHalf]:
+        """On the weights that its clients run."""
+        with swapped(self._backbones[place].sites, self._moved[place]):
+            yield self._halves[place]

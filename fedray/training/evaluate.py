@@ -1,15 +1,20 @@
 """The global adapter on rows that nobody trains on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fedray.adapter import Adapter
-from fedray.model.sites import StackedFactors
+from fedray.adapter import WEIGHTS, Adapter
+from fedray.model.sites import Installed, StackedFactors
 from fedray.training.data import TOKEN_MULTIPLE, Rows, bucket
-from fedray.training.packed import Course, PackedForward
+from fedray.training.packed import Backbone, Course, PackedForward
+from fedray.training.parted import Middle, PartedForward, Span
+from fedray.training.shares import in_blocks
+from fedray.training.task import Forward
 from fedray.training.train import Workshop
 
 Outputs = list[Mapping[str, Any]]
@@ -31,18 +36,32 @@ def evaluation_chunks(lengths: Rows, rows: Rows) -> list[Rows]:
     return chunks
 
 
-def evaluate_rows(workshop: Workshop, adapter: Adapter, rows: Rows) -> Outputs:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """Blocks from ``first`` up to ``end`` that the server runs in an evaluation."""
+
+    first: int
+    end: int
+    middle: Middle
+
+
+def evaluate_rows(
+    workshop: Workshop, adapter: Adapter, rows: Rows, elsewhere: Elsewhere | None = None
+) -> Outputs:
     """What the task keeps of each row, in the order of ``rows``; one forward pass without gradient.
 
-    In fp32 where the run has it at all.
+    Args:
+        workshop: of this process.
+        adapter: the global one.
+        rows: of the pool.
+        elsewhere: the blocks that this process need not have; None if it runs all.
     """
-    dtype = "fp32" if "fp32" in workshop.backbones else next(iter(workshop.backbones))
-    backbone = workshop.backbones[dtype]
+    backbone = workshop.evaluated
     longest = int(workshop.pool.lengths[rows].max())
     tokens = bucket(longest, TOKEN_MULTIPLE, workshop.max_length)
     device = workshop.device
     batch = {name: t.to(device) for name, t in workshop.pool.batch(rows, tokens).items()}
-    factors = {
+    factors: dict[str, StackedFactors | Tensor] = {
         site: StackedFactors(
             a=f.a[None].to(device),
             b=f.b[None].to(device),
@@ -50,10 +69,27 @@ def evaluate_rows(workshop: Workshop, adapter: Adapter, rows: Rows) -> Outputs:
         )
         for site, f in adapter.factors.items()
     }
+    factors |= {WEIGHTS + name: tensor[None].to(device) for name, tensor in adapter.weights.items()}
     head = {name: tensor[None].to(device) for name, tensor in adapter.head.items()}
-    course = Course(blocks=tuple(range(backbone.anatomy.num_blocks)))
     with torch.no_grad():
-        return workshop.task.outputs(PackedForward(backbone, course, factors, head), batch)
+        return workshop.task.outputs(_forward(backbone, adapter, factors, head, elsewhere), batch)
+
+
+def _forward(
+    backbone: Backbone,
+    adapter: Adapter,
+    factors: Installed,
+    head: Mapping[str, Tensor],
+    elsewhere: Elsewhere | None,
+) -> Forward:
+    blocks = range(backbone.anatomy.num_blocks)
+    if elsewhere is None:
+        return PackedForward(backbone, Course(blocks=tuple(blocks)), factors, head)
+    first, end = elsewhere.first, elsewhere.end
+    theirs = in_blocks(backbone.anatomy, adapter.factors, blocks[first:end])
+    return PartedForward(
+        backbone, Span(first=first, end=end, factors=theirs), elsewhere.middle, factors, head
+    )
 
 
 def in_order(rows: Rows, chunks: Sequence[Rows], outputs: Sequence[Outputs]) -> Outputs:

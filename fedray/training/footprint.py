@@ -19,10 +19,12 @@ from fedray.model.load import TORCH_DTYPES
 from fedray.model.trace import StepCounts, counts_at_depth
 from fedray.model.wire import wire_bytes
 from fedray.training.crossing import crossing_of
-from fedray.training.held import has_head, held_bytes, own_blocks
+from fedray.training.held import held_bytes
 from fedray.training.job import message
 from fedray.training.kept_counts import KeptCounts
+from fedray.training.link import layout_of, owed_like
 from fedray.training.meta_steps import MetaSteps, TraceSubject
+from fedray.training.observables import values_on_meta
 from fedray.training.shares import client_share, server_share
 from fedray.training.short_steps import Side, kinds_of, shortened, side_of
 
@@ -45,28 +47,38 @@ class FootprintTracer:
 
         Raises:
             TrainingError: for a cut below which, or above which, the task's loss cannot be computed.
+            ConfigError: for a codec that makes none of the client's tensors shorter.
         """
-        return self._footprint(_shape_key(assignment), shape)
+        found = self._footprint(_shape_key(assignment), shape)
+        width = assignment.width
+        if width is None or width == width.at_start():
+            return found
+        return replace(
+            found, held_bytes=held_bytes(self._subject.anatomy_of(_shape_key(assignment)), assignment)
+        )
 
     def _build(self, assignment: Assignment, shape: WorkShape) -> Footprint:
         counts = self._counts(side_of(assignment), assignment, shape)
-        anatomy = self._subject.anatomies[assignment.dtype]
+        anatomy = self._subject.anatomy_of(assignment)
         adapter = self._steps.adapter(assignment)
         own = client_share(anatomy, assignment, adapter)
-        value_per_block = torch.empty(anatomy.num_blocks, device="meta")
-        statistics: dict[str, torch.Tensor] = {name: value_per_block for name in self._subject.observables}
+        statistics = values_on_meta(self._subject.observables, anatomy.num_blocks)
         ops = [(flops, moved, times) for (flops, moved), times in counts.ops.items()]
-        peak = counts.peak()
+        crossed = own.tensors()
+        peak = dict(counts.peak())
+        # What it owes of earlier updates lies beside the optimizer through every step.
+        peak["optimizer"] += sum(t.numel() * t.element_size() for t in owed_like(crossed, assignment))
         return Footprint(
             peak_bytes=sum(peak.values()),
             terms=PeakTerms(**peak),
             forward_flops=counts.forward_flops,
-            backward_flops=counts.backward_flops,
+            backward_flops=counts.turn_flops + counts.backward_flops,
+            turn_flops=counts.turn_flops,
             moved_bytes=sum(moved * times for _, moved, times in ops),
             roofline=Roofline([f * n for f, _, n in ops], [m * n for _, m, n in ops]),
-            up_bytes=wire_bytes(message(own, statistics)),
-            down_bytes=wire_bytes(own.tensors()),
-            held_bytes=held_bytes(anatomy, own_blocks(anatomy, assignment), head=has_head(assignment)),
+            up_bytes=wire_bytes(message(layout_of(crossed, assignment, "up"), statistics)),
+            down_bytes=wire_bytes(layout_of(crossed, assignment, "down")),
+            held_bytes=held_bytes(anatomy, assignment),
             trained_params=sum(tensor.numel() for tensor in adapter.tensors().values()),
             crossing=self._crossing(assignment, adapter) if assignment.split else None,
             server=self._server(assignment, adapter, shape) if assignment.split else None,
@@ -92,18 +104,21 @@ class FootprintTracer:
         anatomy, optimizer = self._subject.anatomies[assignment.dtype], self._subject.optimizer
         counts = self._counts("server", assignment, replace(shape, attention=self._subject.server_attention))
         blocks = assignment.server_blocks(anatomy.num_blocks)
-        trained = server_share(anatomy, assignment, adapter).tensors().values()
-        # What was sent, what is trained of it, its gradients and its moments.
+        share = server_share(anatomy, assignment, adapter)
+        # What was sent, what is trained of it, its gradients and its moments; of what is frozen one.
         copies = 3 + len(optimizer.moments([]))
+        trained, frozen = (sum(map(_bytes, t.values())) for t in (share.tensors(), share.frozen()))
         return ServerShare(
             flops=counts.forward_flops + counts.backward_flops,
             activation_bytes=max(t["activations"] + t["logits"] for t in counts.phases.values()),
-            adapter_bytes=copies * sum(t.numel() * t.element_size() for t in trained),
+            adapter_bytes=copies * trained + frozen,
             first_block=blocks.start,
             end_block=blocks.stop,
         )
 
     def _counts(self, side: Side, assignment: Assignment, shape: WorkShape) -> StepCounts:
+        # What its messages are coded with changes no step.
+        assignment = replace(assignment, up_codec="none", down_codec="none")
         key = f"{side}{assignment.to_json()}{shape}"
         counts = self._on_disk.find(key)
         if counts is None:
@@ -129,14 +144,20 @@ class FootprintTracer:
             ops=ops.ops,
             forward_flops=ops.flops["forward"],
             backward_flops=ops.flops["backward"],
+            turn_flops=ops.flops["turn"],
         )
 
 
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 def _shape_key(assignment: Assignment) -> Assignment:
-    """The assignment without what does not change a step: how many steps, and the adapter's scale."""
+    """The assignment without what changes no step: how many steps, the adapter's scale, where a part lies."""
     adapter = assignment.adapter
     plain = replace(adapter, scale=1.0) if isinstance(adapter, Lora) else adapter
-    return replace(assignment, adapter=plain, num_epochs=1, max_steps=None)
+    width = None if assignment.width is None else assignment.width.at_start()
+    return replace(assignment, adapter=plain, num_epochs=1, max_steps=None, width=width)
 
 
 def _facts_of(subject: TraceSubject) -> list[object]:

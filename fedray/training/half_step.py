@@ -96,7 +96,7 @@ class HalfStep:
         anatomy, mask = self._backbone.anatomy, self._batch["attention_mask"]
         with torch.set_grad_enabled(self._course.needs_bottom_gradient):
             self._enter("stem")
-            flow = anatomy.stem(self._batch["input_ids"], mask)
+            flow = anatomy.stem(self._batch[anatomy.family.inputs], mask)
             hidden = self._through(self._course.bottom, flow.hidden, flow.context)
         if self._course.needs_bottom_gradient:
             self._hidden = hidden
@@ -109,7 +109,7 @@ class HalfStep:
         context = anatomy.context(arrived, mask)
         hidden = self._through(self._course.tail, arrived, context)
         self._enter("head", "logits")
-        logits = head_logits(anatomy.head(hidden, context), mask, self._head)
+        logits = head_logits(anatomy.head(hidden, context), anatomy.read_by_classifier(mask), self._head)
         rows = task.loss(Answered(logits), self._batch)
         losses = client_means(rows, self._batch["weight"].view(self._clients, -1))
         self._enter("loss")

@@ -9,6 +9,10 @@ from fedray.adapter import Adapter
 from fedray.assignment import Assignment, Attention
 from fedray.observable import Observable
 
+# What a client keeps between rounds and never sends, by name: who adds to it starts its names with one of its
+# own, and hands on what others put there.
+ClientState = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -17,11 +21,14 @@ class Job:
     Attributes:
         dispatch: tells apart two dispatches of one client in one round.
         version: of the global state it starts from.
-        sent: the adapter it starts from, at its own ranks.
+        sent: the adapter it starts from, at its own ranks, as it has it; without its own side where it kept
+            that.
+        sent_bytes: that crossed to bring it its own share.
         num_rows: of its own data; ``num_steps`` local steps on them.
         tokens: what its rows are padded to at most.
         attention: the kernel it declares.
-        client_state: tensors a policy's local rule keeps with the client between rounds.
+        client_state: what the client kept of the round it last took part in.
+        keeps_own_side: its side of its cut stays with it after the round, in what it keeps.
         learning_rate_scale: what the schedule makes of the optimizer's rates in this round.
         observables: statistics of its blocks that it sends along.
     """
@@ -37,7 +44,9 @@ class Job:
     num_rows: int
     num_steps: int
     tokens: int
-    client_state: Mapping[str, Tensor] = field(default_factory=dict)
+    sent_bytes: int = 0
+    client_state: ClientState = field(default_factory=dict)
+    keeps_own_side: bool = False
     learning_rate_scale: float = 1.0
     observables: tuple[Observable, ...] = ()
 
@@ -47,8 +56,12 @@ class Update:
     """What comes back: always a delta against what was sent.
 
     Attributes:
-        delta: trained minus sent, tensor by tensor, at the client's own ranks; None if it failed.
+        delta: trained minus sent, tensor by tensor, at the client's own ranks; None if it failed, or while
+            it travels. Of its own side of a cut minus what it was sent after the last averaging, or nothing
+            where it keeps that.
+        coded: the client's own share of the delta as it crosses; None if it failed, or before it is sent.
         loss: mean over the client's real rows and all its steps.
+        client_state: what the client keeps from now on, all of it; it crosses no link.
         statistics: what a policy's observables asked for, [num_blocks] each.
         message: why it failed, empty if it did not.
     """
@@ -60,15 +73,16 @@ class Update:
     num_rows: int
     loss: float
     wall_seconds: float
-    client_state: Mapping[str, Tensor] = field(default_factory=dict)
+    coded: Mapping[str, Tensor] | None = None
+    client_state: ClientState = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     message: str = ""
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that crosses the wire, by a flat name; nothing if the client failed."""
-        return {} if self.delta is None else message(self.delta, self.statistics)
+        return {} if self.coded is None else message(self.coded, self.statistics)
 
 
-def message(delta: Adapter, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def message(coded: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a client sends up, by a flat name; what `wire_bytes` counts."""
-    return delta.tensors() | {f"statistics.{name}": tensor for name, tensor in statistics.items()}
+    return {**coded, **{f"statistics.{name}": tensor for name, tensor in statistics.items()}}

@@ -67,6 +67,7 @@ def _to_json(counts: StepCounts) -> str:
         "ops": [[flops, moved, times] for (flops, moved), times in counts.ops.items()],
         "forward_flops": counts.forward_flops,
         "backward_flops": counts.backward_flops,
+        "turn_flops": counts.turn_flops,
     })  # fmt: skip
 
 
@@ -75,5 +76,9 @@ def _from_json(text: str) -> StepCounts:
     phases: dict[tuple[str, int], Terms] = {(name, index): terms for name, index, terms in kept["phases"]}
     ops: Counter[tuple[int, int]] = Counter({(flops, moved): times for flops, moved, times in kept["ops"]})
     return StepCounts(
-        phases=phases, ops=ops, forward_flops=kept["forward_flops"], backward_flops=kept["backward_flops"]
+        phases=phases,
+        ops=ops,
+        forward_flops=kept["forward_flops"],
+        backward_flops=kept["backward_flops"],
+        turn_flops=kept["turn_flops"],
     )

@@ -38,10 +38,13 @@ class LoneClient:
         self._like = states.shape, states.dtype, states.tensors["values"].device
         return True
 
-    def back(self) -> None:
-        """The rest of that step."""
+    def turn(self) -> None:
+        """Through the tail, if there is one."""
         if self._assignment.tail:
             self._answered(self._half.turn)
+
+    def back(self) -> None:
+        """The rest of that step."""
         if self._assignment.gradient_comes_down:
             self._answered(self._half.descend)
         else:

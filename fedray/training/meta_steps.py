@@ -5,7 +5,7 @@ step is the packed one with a pack of one, or under a cut each side's own.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, assert_never
 
@@ -26,7 +26,8 @@ from fedray.training.data import Rows
 from fedray.training.held import weights
 from fedray.training.job import Job
 from fedray.training.lone_client import LoneClient
-from fedray.training.observables import statistics_of
+from fedray.training.narrow import NarrowBackbones
+from fedray.training.observables import SQUARED_LOSS, statistics_of
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone, course_of, loss_of_clients
 from fedray.training.served_step import Serving, serve
@@ -51,6 +52,7 @@ class TraceSubject:
         clips_as_one: under a cut, whether a gradient's norm is that of both sides.
         server_attention: the kernel of the blocks above a cut.
         server_recompute: their activation checkpointing.
+        narrow: the narrower models that were last asked for.
     """
 
     anatomies: Mapping[Dtype, Anatomy]
@@ -62,6 +64,16 @@ class TraceSubject:
     clips_as_one: bool = True
     server_attention: Attention = "memory_efficient"
     server_recompute: bool = False
+    narrow: NarrowBackbones = field(default_factory=lambda: NarrowBackbones(64))
+
+    def backbone_of(self, assignment: Assignment) -> Backbone:
+        """The model that a client with this assignment has."""
+        targets = assignment.adapter.targets if isinstance(assignment.adapter, Lora) else ()
+        return self.narrow.of(Backbone.of(self.anatomies[assignment.dtype], [targets]), assignment)
+
+    def anatomy_of(self, assignment: Assignment) -> Anatomy:
+        """The same without sites."""
+        return self.backbone_of(assignment).anatomy
 
 
 class MetaSteps:
@@ -80,13 +92,13 @@ class MetaSteps:
 
     def adapter(self, assignment: Assignment) -> Adapter:
         """What is trained, both sides of a cut together."""
-        anatomy = self._subject.anatomies[assignment.dtype]
+        anatomy = self._subject.anatomy_of(assignment)
         return empty_adapter(anatomy, assignment, self._subject.num_labels, "meta")
 
     def run(self, side: Side, assignment: Assignment, shape: WorkShape, counter: Counter) -> None:
         """One step of a side under a counter, not entered yet.
 
-        An operation counter finds a client's operations after it sent its hidden states under "backward".
+        An operation counter finds those of a client's tail under "turn".
         """
         match side:
             case "whole":
@@ -99,7 +111,7 @@ class MetaSteps:
                 assert_never(side)
 
     def _run_whole(self, assignment: Assignment, shape: WorkShape, counter: Counter) -> None:
-        subject, backbone = self._subject, self._backbone(assignment)
+        subject, backbone = self._subject, self._subject.backbone_of(assignment)
         anatomy = backbone.anatomy
         observer = counter if isinstance(counter, ByteCounter) else None
         sent = self.adapter(assignment)
@@ -111,7 +123,8 @@ class MetaSteps:
             hold_stack(observer, stack, [sent])
             observer.hold(list(batch.values()), "activations")
         course = course_of(assignment, shape.attention, recompute=True)
-        loss = loss_of_clients(backbone, course, subject.task, batch, observer)
+        squares: list[torch.Tensor] | None = [] if SQUARED_LOSS in subject.observables else None
+        loss = loss_of_clients(backbone, course, subject.task, batch, observer, squares)
 
         def loss_then_backward(factors: Any, head: Any) -> torch.Tensor:
             losses = loss(factors, head)
@@ -123,7 +136,7 @@ class MetaSteps:
             stack.step(loss_then_backward, observer=observer)
 
     def _run_client(self, assignment: Assignment, shape: WorkShape, counter: Counter) -> None:
-        subject, backbone = self._subject, self._backbone(assignment)
+        subject, backbone = self._subject, self._subject.backbone_of(assignment)
         observer = counter if isinstance(counter, ByteCounter) else None
         if observer is not None:
             observer.hold(weights(backbone.anatomy, assignment), "weights")
@@ -138,6 +151,9 @@ class MetaSteps:
         )
         client = LoneClient(half, job, counter, observer)
         client.up(0)
+        if isinstance(counter, OpCounter):
+            counter.direction = "turn"
+        client.turn()
         if isinstance(counter, OpCounter):
             counter.direction = "backward"
         client.back()
@@ -171,7 +187,7 @@ class MetaSteps:
         return workshop, job
 
     def _run_server(self, assignment: Assignment, shape: WorkShape, counter: Counter) -> None:
-        subject, backbone = self._subject, self._backbone(assignment)
+        subject, backbone = self._subject, self._subject.backbone_of(assignment)
         anatomy = backbone.anatomy
         sent = server_share(anatomy, assignment, self.adapter(assignment))
         stack = stack_of([sent], subject.optimizer, "meta")
@@ -198,10 +214,6 @@ class MetaSteps:
         width = self._subject.anatomies[assignment.dtype].model.config.hidden_size
         size, dtype = (shape.rows * shape.tokens, width), TORCH_DTYPES[assignment.dtype]
         return encode(torch.empty(size, dtype=dtype, device="meta"), assignment.cut_codec, 0)
-
-    def _backbone(self, assignment: Assignment) -> Backbone:
-        targets = assignment.adapter.targets if isinstance(assignment.adapter, Lora) else ()
-        return Backbone.of(self._subject.anatomies[assignment.dtype], [targets])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""What a policy's observables ask of clients: sums over local steps, for every client and block.
+"""What a policy's observables ask of clients: sums over local steps, for every client and block; one mean.
+
+``squared_loss`` is the mean over a client's real rows in all its steps of the square of each row's loss, of
+which Oort's statistical utility (2010.06081) is made. Under a cut no client knows it.
 
 Only a block's own adapter is looked at, and only where the client trains it itself: the frozen weights have
 no gradients, and under a cut those above it are the server's. Nothing here is clipped,
@@ -14,8 +17,17 @@ from torch import Tensor
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment, Lora
 from fedray.model.anatomy import Anatomy
-from fedray.observable import Observable
+from fedray.observable import BLOCK_OBSERVABLES, BlockObservable, Observable
 from fedray.training.optimizer import squares_per_client
+
+SQUARED_LOSS: Observable = "squared_loss"
+
+
+def values_on_meta(observables: Sequence[Observable], num_blocks: int) -> dict[str, Tensor]:
+    """What crosses a link of these, without values."""
+    return {
+        name: torch.empty(1 if name == SQUARED_LOSS else num_blocks, device="meta") for name in observables
+    }
 
 
 class BlockStatistics:
@@ -32,7 +44,11 @@ class BlockStatistics:
     """
 
     def __init__(
-        self, observables: Sequence[Observable], block_of: Mapping[str, int], num_blocks: int, like: Tensor
+        self,
+        observables: Sequence[BlockObservable],
+        block_of: Mapping[str, int],
+        num_blocks: int,
+        like: Tensor,
     ) -> None:
         """Args: block_of: a block of the model for each site; ``like``: any [C, ...] tensor of the pack."""
         self.sums = {name: like.new_zeros(len(like), num_blocks) for name in observables}
@@ -59,7 +75,7 @@ class BlockStatistics:
         """One client's, [num_blocks] each, on the CPU; not a number where it trains nothing of a block."""
         counts = torch.zeros(self._num_blocks)
         for site, factors in sent.factors.items():
-            counts[self._block_of[site]] += factors.a.numel() + factors.b.numel()
+            counts[self._block_of[site]] += factors.b.numel() + factors.train_a * factors.a.numel()
         found: dict[str, Tensor] = {}
         for name, sums in self.sums.items():
             own = sums[client].cpu()
@@ -72,15 +88,16 @@ def statistics_of(
     observables: Sequence[Observable], anatomy: Anatomy, assignment: Assignment, like: Tensor
 ) -> BlockStatistics | None:
     """What looks on at the steps of a pack, which runs one assignment's linears; None if nothing is asked."""
-    if not observables:
+    of_blocks = [name for name in BLOCK_OBSERVABLES if name in observables]
+    if not of_blocks:
         return None
     targets = assignment.adapter.targets if isinstance(assignment.adapter, Lora) else ()
     blocks = range(anatomy.num_blocks) if targets else ()
     block_of = {site: block for block in blocks for site in anatomy.sites(block, targets)}
-    return BlockStatistics(observables, block_of, anatomy.num_blocks, like)
+    return BlockStatistics(of_blocks, block_of, anatomy.num_blocks, like)
 
 
-def _of_step(name: Observable, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def _of_step(name: BlockObservable, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """One block's part of a step, [M], from its leaves and their gradients."""
     match name:
         case "grad_norm":

@@ -26,6 +26,8 @@ class LocalOptimizer:
         max_grad_norm: each client's own gradient is scaled down to this norm; None leaves it.
         head_learning_rate: of a classifier's head, which starts from nothing; None is the same.
         momentum: of SGD.
+        proximal_mu: of FedProx (1812.06127): the loss has mu / 2 times the squared distance to what the round
+            began from, so that a client stays near it; 0 is plain.
     """
 
     optim: Optim = "adamw"
@@ -37,6 +39,7 @@ class LocalOptimizer:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float | None = 1.0
+    proximal_mu: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot take effect. Raises ConfigError."""
@@ -50,6 +53,8 @@ class LocalOptimizer:
         ):
             if rate is not None and rate < 0:
                 raise ConfigError(f"{name} must not be negative, found {rate}.")
+        if self.proximal_mu < 0:
+            raise ConfigError(f"proximal_mu must not be negative, found {self.proximal_mu}.")
 
     def scaled(self, scale: float) -> "LocalOptimizer":
         """The same with every learning rate times ``scale``."""
@@ -75,6 +80,15 @@ class LocalOptimizer:
             case _:
                 assert_never(self.optim)
         return [[torch.zeros_like(p) for p in params] for _ in range(count)]
+
+    def anchors(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """What these parameters are held near to: copies of them; none without a pull."""
+        return [param.clone() for param in params] if self.proximal_mu else []
+
+    def pull(self, params: Sequence[Tensor], grads: Sequence[Tensor], anchors: Sequence[Tensor]) -> None:
+        """Add to gradients, in place, that of the distance to the anchors; where there are none nothing."""
+        for param, grad, anchor in zip(params, grads, anchors, strict=False):
+            grad.add_(param - anchor, alpha=self.proximal_mu)
 
     def step(
         self,

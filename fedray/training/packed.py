@@ -11,6 +11,7 @@ K labels, V vocabulary, R largest rank, I and O a linear's widths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,13 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fedray.adapter import WEIGHTS
 from fedray.assignment import Assignment, Attention
 from fedray.model.anatomy import Anatomy
 from fedray.model.attention import use_attention
 from fedray.model.counter import Phase, Term
 from fedray.model.families import Context
 from fedray.model.layout import Layout, laid_out
-from fedray.model.sites import LoraSite, StackedFactors, attach_sites, installed
+from fedray.model.sites import Installed, LoraSite, StackedFactors, attach_sites, installed
+from fedray.model.weight_sites import attach_weight_sites, weights_installed
 from fedray.training.observables import BlockStatistics
 from fedray.training.optimizer import LocalOptimizer, clip_per_client
 from fedray.training.task import Batch, Task
@@ -80,7 +83,7 @@ class PackedForward:
         self,
         backbone: Backbone,
         course: Course,
-        factors: Mapping[str, StackedFactors],
+        factors: Installed,
         head: Mapping[str, Tensor],
         observer: Observer | None = None,
     ) -> None:
@@ -91,16 +94,22 @@ class PackedForward:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits, [N, K] or [N, T, V]."""
+        rows_each = len(batch["attention_mask"]) // num_clients(self._factors, self._head)
+        with _weights_installed(self._backbone, self._factors, rows_each):
+            return self._logits(batch)
+
+    def _logits(self, batch: Batch) -> Tensor:
         layout = self._layout(batch)
         hidden, context = self._through_blocks(batch, layout)
         self._enter(("head", 0), "logits")
-        anatomy, mask = self._backbone.anatomy, batch["attention_mask"]
+        anatomy = self._backbone.anatomy
+        read = anatomy.read_by_classifier(batch["attention_mask"])
         if layout is None:
-            return head_logits(anatomy.head(hidden, context), mask, self._head)
+            return head_logits(anatomy.head(hidden, context), read, self._head)
         if anatomy.head_kind == "classification":
             # It picks a token of each row.
-            return head_logits(anatomy.head(layout.spread(hidden), context), mask, self._head)
-        return head_logits(layout.spread(anatomy.head(hidden, context)), mask, self._head)
+            return head_logits(anatomy.head(layout.spread(hidden), context), read, self._head)
+        return head_logits(layout.spread(anatomy.head(hidden, context)), read, self._head)
 
     def without_adapter(self, batch: Batch) -> Tensor:
         """The same rows through the frozen model; a classifier's head stays the clients' own."""
@@ -110,31 +119,44 @@ class PackedForward:
     def _through_blocks(self, batch: Batch, layout: Layout | None) -> tuple[Tensor, Context]:
         anatomy, course = self._backbone.anatomy, self._course
         self._enter(("stem", 0), "activations")
-        flow = anatomy.stem(batch["input_ids"], batch["attention_mask"])
+        flow = anatomy.stem(batch[anatomy.family.inputs], batch["attention_mask"])
         passage = Passage(self._backbone, course, self._factors, flow.context, layout, self._observer)
         return passage.through(flow.hidden if layout is None else layout.tighten(flow.hidden)), flow.context
 
     def _layout(self, batch: Batch) -> Layout | None:
-        course, stacked = self._course, [f.a for f in self._factors.values()] or list(self._head.values())
-        if not course.tight or course.attention != "memory_efficient" or not stacked:
+        if not self._course.tight or self._course.attention != "memory_efficient":
             return None
-        return Layout.of(batch["attention_mask"], len(stacked[0]))
+        return Layout.of(batch["attention_mask"], num_clients(self._factors, self._head))
 
     def _enter(self, phase: Phase, term: Term) -> None:
         if self._observer is not None:
             self._observer.enter(phase, term)
 
 
-def head_logits(answer: Tensor, mask: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+def num_clients(factors: Installed, head: Mapping[str, Tensor]) -> int:
+    """How many clients these are stacked for; 1 where nothing is."""
+    every = [f.a if isinstance(f, StackedFactors) else f for f in factors.values()] or list(head.values())
+    return len(every[0]) if every else 1
+
+
+def head_logits(answer: Tensor, read: Tensor | None, head: Mapping[str, Tensor]) -> Tensor:
     """What the model's own head answers, [N, T, V], or hidden states [N, T, D] under the clients' heads.
 
-    A client's head is a linear layer on the mean over a row's real tokens: ``weight`` [C, K, D] and
+    A client's head is a linear layer on the mean over the tokens it reads: ``weight`` [C, K, D] and
     ``bias`` [C, K] give [N, K]; without heads the answer is as it is.
+
+    Args:
+        answer: the model's.
+        read: 1 at those tokens, [N, T]; None for the first of each row alone.
+        head: of the clients, or empty.
     """
     if not head:
         return answer
-    real = mask.unsqueeze(-1).to(answer.dtype)  # [N, T, 1]
-    pooled = ((answer * real).sum(1) / real.sum(1).clamp(min=1)).float()  # [N, D]
+    if read is None:
+        pooled = answer[:, 0].float()  # [N, D]
+    else:
+        real = read.unsqueeze(-1).to(answer.dtype)  # [N, T, 1]
+        pooled = ((answer * real).sum(1) / real.sum(1).clamp(min=1)).float()
     weight, bias = head["weight"], head["bias"]
     clients = weight.shape[0]
     logits = torch.baddbmm(
@@ -150,7 +172,7 @@ class Passage:
         self,
         backbone: Backbone,
         course: Course,
-        factors: Mapping[str, StackedFactors],
+        factors: Installed,
         context: Context,
         layout: Layout | None,
         observer: Observer | None = None,
@@ -164,7 +186,7 @@ class Passage:
         self._context = context
 
     def through(self, hidden: Tensor) -> Tensor:
-        """[N, T, D], or [C, X, D] under a layout, to the same behind the last block of the course."""
+        """[N, T, D], or [1, X, D] under a layout, to the same behind the last block of the course."""
         use_attention(self._backbone.anatomy.model, self._course.attention)
         with laid_out(self._layout), installed(self._backbone.sites, self._factors):
             for position, block in enumerate(self._course.blocks, start=self._course.first_position):
@@ -194,17 +216,27 @@ class Passage:
 
 
 def _installed_block(
-    backbone: Backbone, factors: Mapping[str, StackedFactors], block: int, layout: Layout | None
+    backbone: Backbone, factors: Installed, block: int, layout: Layout | None
 ) -> Callable[[Tensor, Any], Tensor]:
     """The block as the forward ran it: recomputation comes after others may have used the model."""
     kernel = backbone.anatomy.model.config._attn_implementation
 
     def run(hidden: Tensor, context: Any) -> Tensor:
         backbone.anatomy.model.config._attn_implementation = kernel
-        with laid_out(layout), installed(backbone.sites, factors):
+        weights = _weights_installed(backbone, factors, len(hidden) // num_clients(factors, {}))
+        with laid_out(layout), installed(backbone.sites, factors), weights:
             return backbone.anatomy.block(block, hidden, context)
 
     return run
+
+
+def _weights_installed(
+    backbone: Backbone, factors: Installed, rows_each: int
+) -> AbstractContextManager[None]:
+    """The clients' own weights at their modules; sites come when they are first asked for."""
+    weights = {n.removeprefix(WEIGHTS): t for n, t in factors.items() if isinstance(t, Tensor)}
+    sites = attach_weight_sites(backbone.anatomy, weights) if weights else ()
+    return weights_installed(sites, weights, rows_each)
 
 
 class Stack:
@@ -213,15 +245,26 @@ class Stack:
     def __init__(
         self,
         params: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
         scales: Mapping[str, Tensor],
         optimizer: LocalOptimizer,
         steps: Tensor,
     ) -> None:
-        """Args: params: [C, ...] each; scales: [C, 1, 1] by site; steps: zeros, [C]. It owns them all."""
+        """Hold what clients were sent; all but ``frozen`` is the stack's own.
+
+        Args:
+            params: [C, ...] each.
+            frozen: A of the sites that train B alone, [C, R, I] by site.
+            scales: [C, 1, 1] by site.
+            optimizer: of all.
+            steps: zeros, [C].
+        """
         self.params = dict(params)
+        self.frozen = dict(frozen)
         self.scales = dict(scales)
         self.optimizer = optimizer
         self.moments = optimizer.moments(list(self.params.values()))
+        self.anchors = optimizer.anchors(list(self.params.values()))
         self.steps = steps
         self.statistics: BlockStatistics | None = None  # looks on at every step, if given
 
@@ -239,7 +282,9 @@ class Stack:
             The members' losses before the step, [M], without graph.
         """
         leaves = self.leaves(members, observer)
-        losses = loss(*self.parts(leaves, members))
+        factors, head = self.parts(leaves, members)
+        own = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
+        losses = loss({**factors, **own}, head)
         if observer is not None:
             observer.enter(("loss", 0), "activations")
         grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
@@ -276,6 +321,7 @@ class Stack:
             self.statistics.see(leaves, grads, members)
         optimizer = self.optimizer
         own = [leaf.detach() for leaf in leaves.values()]
+        optimizer.pull(own, grads, [self._take(anchor, members) for anchor in self.anchors])
         if optimizer.max_grad_norm is not None and own:
             clip_per_client(grads, optimizer.max_grad_norm, squares_elsewhere)
         steps = self._take(self.steps, members).add_(1)
@@ -296,10 +342,14 @@ class Stack:
     def parts(
         self, tensors: Mapping[str, Tensor], members: Tensor | None
     ) -> tuple[dict[str, StackedFactors], dict[str, Tensor]]:
-        """Leaves of the members as factors by site, and as the head."""
+        """Leaves of the members as factors by site, and as the head; the model's own weights are neither."""
         factors = {
             site: StackedFactors(
-                a=tensors[f"{site}.lora_A"], b=tensors[f"{site}.lora_B"], scale=self._take(scale, members)
+                a=self._take(self.frozen[site], members)
+                if site in self.frozen
+                else tensors[f"{site}.lora_A"],
+                b=tensors[f"{site}.lora_B"],
+                scale=self._take(scale, members),
             )
             for site, scale in self.scales.items()
         }
@@ -307,7 +357,7 @@ class Stack:
         return factors, head
 
 
-LossOfClients = Callable[[Mapping[str, StackedFactors], Mapping[str, Tensor]], Tensor]
+LossOfClients = Callable[[Installed, Mapping[str, Tensor]], Tensor]
 
 
 def _holding(observer: Observer) -> Callable[[Tensor], None]:
@@ -315,17 +365,26 @@ def _holding(observer: Observer) -> Callable[[Tensor], None]:
 
 
 def loss_of_clients(
-    backbone: Backbone, course: Course, task: Task, batch: Batch, observer: Observer | None = None
+    backbone: Backbone,
+    course: Course,
+    task: Task,
+    batch: Batch,
+    observer: Observer | None = None,
+    squares: list[Tensor] | None = None,
 ) -> LossOfClients:
     """Each client's mean loss over its real rows: what `Stack.step` differentiates.
 
-    ``batch`` holds ``weight`` [N], 1 for real rows and 0 for filler.
+    ``batch`` holds ``weight`` [N], 1 for real rows and 0 for filler. ``squares`` is given each client's mean
+    of its rows' squared losses, [M], whenever a loss is asked for.
     """
 
-    def loss(factors: Mapping[str, StackedFactors], head: Mapping[str, Tensor]) -> Tensor:
+    def loss(factors: Installed, head: Mapping[str, Tensor]) -> Tensor:
         forward = PackedForward(backbone, course, factors, head, observer)
-        scale = next(iter(factors.values())).scale if factors else next(iter(head.values()))
-        return client_means(task.loss(forward, batch), batch["weight"].view(scale.shape[0], -1))
+        weight = batch["weight"].view(num_clients(factors, head), -1)
+        rows = task.loss(forward, batch)
+        if squares is not None:
+            squares.append(client_means(rows.detach().square(), weight))
+        return client_means(rows, weight)
 
     return loss
 

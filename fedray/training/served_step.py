@@ -87,7 +87,7 @@ def serve(
         root, gradient = hidden, torch.cat([rows_of_states(leaving, lengths, shape)])
     else:
         _enter(observer, "head", "logits")
-        root, gradient = _loss(serving.task, anatomy.head(hidden, context), head, batch), None
+        root, gradient = _loss(serving, anatomy.head(hidden, context), head, batch), None
         _enter(observer, "loss", "activations")
     del hidden
     wanted = [*([boundary] if assignment.gradient_comes_down else []), *leaves.values()]
@@ -101,9 +101,10 @@ def serve(
         stack.update(leaves, found, None)
 
 
-def _loss(task: Task, answer: Tensor, head: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    logits = head_logits(answer, batch["attention_mask"], head)
-    return client_means(task.loss(Answered(logits), batch), batch["weight"].view(1, -1)).sum()
+def _loss(serving: Serving, answer: Tensor, head: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    read = serving.backbone.anatomy.read_by_classifier(batch["attention_mask"])
+    logits = head_logits(answer, read, head)
+    return client_means(serving.task.loss(Answered(logits), batch), batch["weight"].view(1, -1)).sum()
 
 
 def _enter(observer: Observer | None, phase: str, term: Term) -> None:

@@ -4,15 +4,16 @@ Letters of shapes: R rank, I and O a linear's widths, K labels, D hidden width.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import assert_never, cast
 
 import torch
 from torch import nn
 
 from fedray.adapter import Adapter, Factors, auxiliary
-from fedray.assignment import Assignment, HeadOnly, Lora
+from fedray.assignment import Assignment, HeadOnly, Lora, Weights
 from fedray.model.anatomy import Anatomy
 from fedray.seeds import derive_seed
+from fedray.training.own_weights import trained_names
 
 
 def site_ranks(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
@@ -21,27 +22,31 @@ def site_ranks(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
     Under a cut these are the sites of both sides.
     """
     match assignment.adapter:
-        case HeadOnly():
+        case HeadOnly() | Weights():
             return {}
         case Lora(ranks=ranks, targets=targets):
+            blocks = range(len(ranks)) if assignment.split else assignment.blocks
             return {
                 site: rank
-                for block, rank in enumerate(ranks)
+                for block, rank in zip(blocks, ranks, strict=True)
                 if rank
                 for site in anatomy.sites(block, targets)
             }
+        case _:
+            assert_never(assignment.adapter)
 
 
 def empty_adapter(anatomy: Anatomy, assignment: Assignment, num_labels: int, device: str) -> Adapter:
-    """An adapter of the assignment's shapes, not filled: sites with a rank, and the classifier's head."""
-    scale = assignment.adapter.scale if isinstance(assignment.adapter, Lora) else 1.0
+    """An adapter of the assignment's shapes, not filled: sites with a rank, weights, a classifier's head."""
     factors = {}
     for site, rank in site_ranks(anatomy, assignment).items():
+        assert isinstance(assignment.adapter, Lora)
         width_in, width_out = linear_widths(anatomy.backbone.get_submodule(site))
         factors[site] = Factors(
             a=torch.empty(rank, width_in, device=device),
             b=torch.empty(width_out, rank, device=device),
-            scale=scale,
+            scale=assignment.adapter.scale,
+            train_a=assignment.adapter.train_a,
         )
     head = {}
     if num_labels:
@@ -49,7 +54,9 @@ def empty_adapter(anatomy: Anatomy, assignment: Assignment, num_labels: int, dev
         for prefix in ("", *((auxiliary(assignment.cut),) if assignment.local_loss else ())):
             head[f"{prefix}weight"] = torch.empty(num_labels, width, device=device)
             head[f"{prefix}bias"] = torch.empty(num_labels, device=device)
-    return Adapter(factors=factors, head=head)
+    shapes = {name: anatomy.model.get_parameter(name).shape for name in trained_names(anatomy, assignment)}
+    weights = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+    return Adapter(factors=factors, head=head, weights=weights)
 
 
 def initial_adapter(anatomy: Anatomy, menu: Sequence[Assignment], num_labels: int, run_seed: int) -> Adapter:
@@ -59,17 +66,19 @@ def initial_adapter(anatomy: Anatomy, menu: Sequence[Assignment], num_labels: in
     pretrained model's. The head starts as an ``nn.Linear``, and so do auxiliary heads at the menu's cuts.
     """
     ranks: dict[str, int] = {}
-    scales: dict[str, float] = {}
+    adapters: dict[str, Lora] = {}
     for assignment in menu:
         for site, rank in site_ranks(anatomy, assignment).items():
+            assert isinstance(assignment.adapter, Lora)
             ranks[site] = max(rank, ranks.get(site, 0))
-            scales[site] = assignment.adapter.scale if isinstance(assignment.adapter, Lora) else 1.0
+            adapters[site] = assignment.adapter
     random = torch.Generator().manual_seed(derive_seed(run_seed, "initial adapter"))
     factors = {}
     for site in sorted(ranks):
         width_in, width_out = linear_widths(anatomy.backbone.get_submodule(site))
         a = torch.empty(ranks[site], width_in).uniform_(generator=random).sub_(0.5).mul_(2 * width_in**-0.5)
-        factors[site] = Factors(a=a, b=torch.zeros(width_out, ranks[site]), scale=scales[site])
+        b, own = torch.zeros(width_out, ranks[site]), adapters[site]
+        factors[site] = Factors(a=a, b=b, scale=own.scale, train_a=own.train_a)
     head = {}
     if num_labels:
         width = anatomy.model.config.hidden_size

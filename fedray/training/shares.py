@@ -1,6 +1,7 @@
 """One adapter on the two sides of a cut: what the client trains, and what the server trains for it."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from fedray.adapter import Adapter, Factors, auxiliary, is_auxiliary
 from fedray.assignment import Assignment
@@ -11,7 +12,7 @@ def with_own_heads(assignment: Assignment, adapter: Adapter) -> Adapter:
     """Without the auxiliary heads of other cuts."""
     own = (auxiliary(assignment.cut),) if assignment.local_loss else ()
     kept = {n: t for n, t in adapter.head.items() if not is_auxiliary(n) or n.startswith(own)}
-    return Adapter(factors=adapter.factors, head=kept)
+    return replace(adapter, head=kept)
 
 
 def client_share(anatomy: Anatomy, assignment: Assignment, adapter: Adapter) -> Adapter:
@@ -23,7 +24,7 @@ def client_share(anatomy: Anatomy, assignment: Assignment, adapter: Adapter) -> 
         return adapter
     own = assignment.client_blocks(anatomy.num_blocks)
     head = {n: t for n, t in adapter.head.items() if is_auxiliary(n) or assignment.tail}
-    return Adapter(factors=_in_blocks(anatomy, adapter.factors, own), head=head)
+    return Adapter(factors=in_blocks(anatomy, adapter.factors, own), head=head)
 
 
 def server_share(anatomy: Anatomy, assignment: Assignment, adapter: Adapter) -> Adapter:
@@ -32,7 +33,7 @@ def server_share(anatomy: Anatomy, assignment: Assignment, adapter: Adapter) -> 
         return Adapter()
     theirs = assignment.server_blocks(anatomy.num_blocks)
     head = {} if assignment.tail else {n: t for n, t in adapter.head.items() if not is_auxiliary(n)}
-    return Adapter(factors=_in_blocks(anatomy, adapter.factors, theirs), head=head)
+    return Adapter(factors=in_blocks(anatomy, adapter.factors, theirs), head=head)
 
 
 def joined(client: Adapter, server: Adapter) -> Adapter:
@@ -40,8 +41,9 @@ def joined(client: Adapter, server: Adapter) -> Adapter:
     return Adapter(factors={**client.factors, **server.factors}, head={**client.head, **server.head})
 
 
-def _in_blocks(
+def in_blocks(
     anatomy: Anatomy, factors: Mapping[str, Factors], blocks: Collection[int]
 ) -> dict[str, Factors]:
+    """The factors of these blocks' sites."""
     paths = tuple(anatomy.block_path(block) for block in blocks)
     return {site: value for site, value in factors.items() if site.startswith(paths)}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, assert_never
 
-from fedray.assignment import Assignment, HeadOnly, Lora
+from fedray.assignment import Assignment, HeadOnly, Lora, Weights
 
 Side = Literal["whole", "client", "server"]
 
@@ -34,18 +34,22 @@ def blocks_on(side: Side, assignment: Assignment, num_blocks: int) -> Sequence[i
 def kinds_of(side: Side, assignment: Assignment, num_blocks: int) -> tuple[tuple[bool, int], ...]:
     """Of each block that a side runs whether it lies above the client's cut, and its rank."""
     ranks = _ranks(assignment, num_blocks)
+    if side == "whole":
+        return tuple((False, rank) for rank in ranks)
     own = blocks_on(side, assignment, num_blocks)
     return tuple((side == "client" and block >= assignment.cut, ranks[block]) for block in own)
 
 
 def shortened(side: Side, assignment: Assignment, num_blocks: int, positions: Sequence[int]) -> Assignment:
     """An assignment in which a side runs only the blocks at these positions among its own."""
-    ranks, own = _ranks(assignment, num_blocks), blocks_on(side, assignment, num_blocks)
+    ranks = _ranks(assignment, num_blocks)
+    if side == "whole":
+        # Ranks go by place: a submodel's blocks need not be the leading ones.
+        return _with_ranks(assignment, len(positions), 0, [ranks[position] for position in positions])
+    own = blocks_on(side, assignment, num_blocks)
     kept = [own[position] for position in positions]
     kept_ranks = [ranks[block] for block in kept]
     match side:
-        case "whole":
-            return _with_ranks(assignment, len(kept), 0, kept_ranks)
         case "client":
             cut = sum(block < assignment.cut for block in kept)
             theirs = [0] * (num_blocks - len(kept))
@@ -66,8 +70,15 @@ def shortened(side: Side, assignment: Assignment, num_blocks: int, positions: Se
 
 def _with_ranks(assignment: Assignment, cut: int, tail: int, ranks: Sequence[int]) -> Assignment:
     adapter = assignment.adapter
-    if isinstance(adapter, Lora):
-        adapter = replace(adapter, ranks=tuple(ranks)) if any(ranks) else HeadOnly()
+    match adapter:
+        case Lora():
+            adapter = replace(adapter, ranks=tuple(ranks)) if any(ranks) else HeadOnly()
+        case Weights():
+            adapter = replace(adapter, trained=tuple(rank > 0 for rank in ranks))
+        case HeadOnly():
+            pass
+        case _:
+            assert_never(adapter)
     return replace(assignment, blocks=tuple(range(cut)), tail=tail, adapter=adapter)
 
 
@@ -75,5 +86,9 @@ def _ranks(assignment: Assignment, num_blocks: int) -> tuple[int, ...]:
     match assignment.adapter:
         case Lora(ranks=ranks):
             return ranks
+        case Weights(trained=trained):
+            return tuple(int(own) for own in trained)
         case HeadOnly():
-            return (0,) * num_blocks
+            return (0,) * (num_blocks if assignment.split else assignment.cut)
+        case _:
+            assert_never(assignment.adapter)

@@ -1,4 +1,4 @@
-"""Rows of a data set: the embedded corpus, a local file or folder, or a name on the Hugging Face hub."""
+"""Rows of a data set: what is embedded, a local file or folder, or a name on the Hugging Face hub."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fedray.errors import DataError
 from fedray.seeds import generator
 from fedray.training.corpus import MODULES, docstrings
+from fedray.training.glyphs import glyphs
 
-# The name of the embedded corpus, wherever a data set is asked for.
-EMBEDDED = "docstrings"
+# The names of the embedded texts and images, wherever a data set is asked for.
+TEXTS, IMAGES = "docstrings", "glyphs"
 _BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -22,11 +25,11 @@ class Source:
     """Where rows come from.
 
     A path that exists is read from disk: a csv, json, jsonl, parquet or txt file (one row a line), a
-    folder that ``Dataset.save_to_disk`` wrote, or a folder of such files. Any other name is a data set
-    on the Hugging Face hub.
+    folder that ``Dataset.save_to_disk`` wrote, or a folder of such files or of images (one folder a label).
+    Any other name is a data set on the Hugging Face hub.
 
     Attributes:
-        name: ``"docstrings"``, a path or a hub name.
+        name: ``"docstrings"``, ``"glyphs"``, a path or a hub name.
         subset: the configuration of a hub data set that has several.
         split: a split or a slice of one (``"train[:1000]"``); ``"train"`` unless given.
         modules: of the docstrings; `fedray.training.corpus.MODULES` unless given.
@@ -34,7 +37,7 @@ class Source:
         max_rows: at most so many rows in all, drawn by the seed.
     """
 
-    name: str | Path = EMBEDDED
+    name: str | Path = TEXTS
     subset: str | None = None
     split: str | None = None
     modules: Sequence[str] | None = None
@@ -43,7 +46,7 @@ class Source:
 
 
 def load_rows(source: Source, *, needs: Sequence[str] = (), seed: int = 0) -> datasets.Dataset:
-    """The rows of a data set, in the source's own order.
+    """The rows of a data set, in the source's own order; images are left in their files' bytes.
 
     Args:
         source: where they are.
@@ -57,6 +60,9 @@ def load_rows(source: Source, *, needs: Sequence[str] = (), seed: int = 0) -> da
     if not len(rows):
         raise DataError(f"The data {str(source.name)!r} holds no rows; give a file or a split that has some.")
     require_columns(rows, needs, str(source.name))
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):  # whoever lists all rows would hold all pixels
+            rows = rows.cast_column(name, datasets.Image(decode=False))
     if source.max_rows is None or source.max_rows >= len(rows):
         return rows
     return rows.select(np.sort(generator(seed, "max_rows").permutation(len(rows))[: source.max_rows]))
@@ -64,16 +70,18 @@ def load_rows(source: Source, *, needs: Sequence[str] = (), seed: int = 0) -> da
 
 def _all_rows(source: Source) -> datasets.Dataset:
     name = source.name
-    if str(name) == EMBEDDED:
+    if str(name) == TEXTS:
         modules = MODULES if source.modules is None else source.modules
         return docstrings(modules, source.max_rows_per_module)
+    if str(name) == IMAGES:
+        return glyphs()
     if Path(name).exists():
         return _local(Path(name), source.split)
     if _reads_like_a_path(name):
         raise DataError(
             f"The data {str(name)!r} reads like a path, and nothing is there (looked for "
             f"{Path(name).absolute()}); give an existing file, a hub name such as 'imdb', or "
-            f"{EMBEDDED!r} for the embedded corpus."
+            f"{TEXTS!r} or {IMAGES!r} for what is embedded."
         )
     return _from_hub(str(name), source.subset, source.split)
 
@@ -127,7 +135,8 @@ def _from_hub(name: str, subset: str | None, split: str | None) -> datasets.Data
 def _load(name: str, builder: str, file: str | None, split: str | None) -> datasets.Dataset:
     try:
         with _without_bars():
-            return datasets.load_dataset(builder, data_files=file, split=split or "train")
+            features = _features(file) if builder == "parquet" and file is not None else None
+            return datasets.load_dataset(builder, data_files=file, split=split or "train", features=features)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         # The builder wraps the reader's own words.
         cause = error.__cause__ or error
@@ -135,6 +144,18 @@ def _load(name: str, builder: str, file: str | None, split: str | None) -> datas
             f"The data {name!r} could not be read as {builder} with split {split or 'train'!r} "
             f"({_first_line(cause)}); mend the file or the split."
         ) from error
+
+
+def _features(file: str) -> datasets.Features | None:
+    """The columns of a parquet file with bytes of one length as plain bytes; None where there are none."""
+    schema = pq.read_schema(file)
+    if not any(pa.types.is_fixed_size_binary(field.type) for field in schema):
+        return None
+    plain = [
+        field.with_type(pa.binary()) if pa.types.is_fixed_size_binary(field.type) else field
+        for field in schema
+    ]
+    return datasets.Features.from_arrow_schema(pa.schema(plain, schema.metadata))
 
 
 @contextlib.contextmanager

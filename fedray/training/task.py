@@ -7,11 +7,9 @@ A task file holds one class with the members of `Task`, under any name; the opti
 configuration are its constructor's arguments.
 """
 
-import importlib.util
+import importlib
 import inspect
 import pkgutil
-import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +18,12 @@ from typing import Any, Literal, Protocol, cast
 from torch import Tensor
 
 from fedray.errors import ConfigError, DataError
+from fedray.python_file import run_file
 
 Head = Literal["classification", "causal_lm"]
-Batch = Mapping[str, Tensor]  # every tensor is [rows, ...]; input_ids and attention_mask are [rows, tokens]
+# Every tensor is [rows, ...]; input_ids and attention_mask are [rows, tokens], and pixel_values, which vision
+# models read in the place of input_ids, are [rows, channels, height, width].
+Batch = Mapping[str, Tensor]
 
 
 class Forward(Protocol):
@@ -44,7 +45,17 @@ class Task(Protocol):
         """How many outputs the head needs for these rows (causal LM: 0, the model has its own)."""
 
     def features(self, row: Mapping[str, Any], tokenizer: Any, max_length: int) -> Mapping[str, Any]:
-        """One row's ``input_ids`` (list) and, by name, lists as long as they are, or single numbers."""
+        """What the model reads of one row, and whatever the loss does, by name.
+
+        Args:
+            row: of the data set.
+            tokenizer: of the model; for a vision model its `fedray.model.images.ImageProcessor`.
+            max_length: tokens of a row at most; of an image all that the model makes of it.
+
+        Returns:
+            ``input_ids`` (a list), or ``pixel_values`` (bytes [C, H, W], as the image processor makes them);
+            beside them lists as long as there are tokens, single numbers, or arrays of one shape in all rows.
+        """
 
     def loss(self, forward: Forward, batch: Batch) -> Tensor:
         """One value per row, [rows]."""
@@ -121,20 +132,10 @@ def _module(name_or_path: str | Path) -> ModuleType:
             f"There is no task {str(name_or_path)!r}: give one of {', '.join(task_names())}, or the path of "
             f"an existing .py file (looked for {path.absolute()})."
         )
-    name = f"fedray_task_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up while they are made, and a runtime that sends a task elsewhere
-    # looks it up to send its code along.
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        return run_file(path, "task")
     except Exception as error:
-        del sys.modules[name]
         raise ConfigError(f"The task file {path} does not run: {type(error).__name__}: {error}.") from error
-    return module
 
 
 def _task_class(module: ModuleType, name: str) -> type:

@@ -8,23 +8,25 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedray.adapter import Adapter, Factors, difference, is_finite
-from fedray.assignment import Assignment, Dtype, Lora
+from fedray.adapter import WEIGHTS, Adapter, Factors, difference, is_finite
+from fedray.assignment import Assignment, Dtype, Lora, Weights
 from fedray.seeds import derive_seed
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Rows, batch_plan, bucket
 from fedray.training.job import Job, Update
-from fedray.training.observables import statistics_of
+from fedray.training.narrow import NarrowBackbones
+from fedray.training.observables import SQUARED_LOSS, statistics_of
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone, Observer, Stack, course_of, loss_of_clients
 from fedray.training.task import Batch, Task
 from fedray.training.waves import plan_waves
+from fedray.width import Width
 
 
 class Pool(Protocol):
@@ -46,6 +48,7 @@ class Workshop:
         backbones: by dtype.
         partitions: rows of the pool each client owns.
         tokens_per_wave: padded tokens of one forward pass at most.
+        narrow: the narrower models that were last asked for.
     """
 
     backbones: Mapping[Dtype, Backbone]
@@ -56,6 +59,16 @@ class Workshop:
     max_length: int
     tokens_per_wave: int = 4096
     device: str = "cpu"
+    narrow: NarrowBackbones = field(default_factory=NarrowBackbones)
+
+    def backbone_of(self, assignment: Assignment) -> Backbone:
+        """The model that a client with this assignment has: of its dtype, and as wide."""
+        return self.narrow.of(self.backbones[assignment.dtype], assignment)
+
+    @property
+    def evaluated(self) -> Backbone:
+        """Of those by dtype the one that evaluates: in fp32 where the run has it at all."""
+        return self.backbones["fp32" if "fp32" in self.backbones else next(iter(self.backbones))]
 
 
 def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ...]]:
@@ -66,15 +79,21 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
     groups: dict[tuple[object, ...], list[Job]] = defaultdict(list)
     for job in jobs:
         a = job.assignment
-        targets = a.adapter.targets if isinstance(a.adapter, Lora) else ()
+        adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
-        groups[a.blocks, cut, a.dtype, a.batch_size, targets, job.attention].append(job)
+        groups[a.blocks, cut, a.dtype, a.batch_size, adapted, job.attention, _part(a)].append(job)
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():
         alike = sorted(group, key=_likeness)
         for start in range(0, len(alike), clients_per_pack):
             packs.append(tuple(sorted(alike[start : start + clients_per_pack], key=lambda j: j.client_id)))
     return packs
+
+
+def _part(a: Assignment) -> Width | None:
+    """What of the frozen model a pack shares; where nothing is frozen its size alone."""
+    everything = isinstance(a.adapter, Weights) and a.adapter.part == "all" and a.adapter.stem
+    return a.width.at_start() if a.width is not None and everything else a.width
 
 
 def _trained_sides(a: Assignment) -> tuple[bool, bool]:
@@ -104,9 +123,10 @@ def train_pack(
     """
     start = time.perf_counter()
     assignment = jobs[0].assignment
-    backbone = workshop.backbones[assignment.dtype]
+    backbone = workshop.backbone_of(assignment)
     # A device computes its padding and an audit shows that; here only the result is the device's.
     tight = observer is None and not recompute and jobs[0].attention == "memory_efficient"
+    tight = tight and not isinstance(assignment.adapter, Weights)  # their products are stacked by rows
     course = replace(course_of(assignment, jobs[0].attention, recompute=recompute), tight=tight)
     stack = stack_of([job.sent for job in jobs], _optimizer(workshop, jobs[0]), workshop.device)
     stack.statistics = statistics_of(jobs[0].observables, backbone.anatomy, assignment, stack.steps)
@@ -115,7 +135,7 @@ def train_pack(
     plans = [local_batches(workshop, job, longest_first=observer is not None) for job in jobs]
     rows_each = assignment.batch_size
     lengths = [[_tokens(workshop, batch, rows_each, tight=tight) for batch in plan] for plan in plans]
-    loss_sums = torch.zeros(len(jobs), device=workshop.device)
+    sums = _LossSums(len(jobs), workshop.device, squared=SQUARED_LOSS in jobs[0].observables)
     done = [0] * len(jobs)
     for wave in plan_waves(lengths, 1, workshop.tokens_per_wave):
         batch = padded_batch(workshop, [plans[c][done[c]] for c in wave.clients], rows_each)
@@ -124,10 +144,9 @@ def train_pack(
         members = (
             None if len(wave.clients) == len(jobs) else torch.tensor(wave.clients, device=workshop.device)
         )
-        loss = loss_of_clients(backbone, course, workshop.task, batch, observer)
+        loss = loss_of_clients(backbone, course, workshop.task, batch, observer, sums.squares)
         losses = stack.step(loss, members, observer)
-        counts = torch.tensor([float(len(plans[c][done[c]])) for c in wave.clients], device=workshop.device)
-        loss_sums.index_add_(0, torch.tensor(wave.clients, device=workshop.device), losses * counts)
+        sums.add(wave.clients, losses, [float(len(plans[c][done[c]])) for c in wave.clients])
         for client in wave.clients:
             done[client] += 1
     seen = [sum(len(batch) for batch in plan) for plan in plans]
@@ -135,10 +154,35 @@ def train_pack(
     trained = unstack(stack, [job.sent for job in jobs])
     updates = [
         update_of(job, difference(after, job.sent), float(total) / rows_seen, seconds)
-        for job, after, total, rows_seen in zip(jobs, trained, loss_sums.tolist(), seen, strict=True)
+        for job, after, total, rows_seen in zip(jobs, trained, sums.losses.tolist(), seen, strict=True)
     ]
     seen_of = statistics_in(stack, [job.sent for job in jobs])
-    return [observed(update, statistics) for update, statistics in zip(updates, seen_of, strict=True)]
+    found = zip(updates, seen_of, sums.mean_squares(seen), strict=True)
+    return [observed(update, {**of_blocks, **squares}) for update, of_blocks, squares in found]
+
+
+class _LossSums:
+    """Of each client of a pack the sum of its rows' losses, [C], and if asked that of their squares."""
+
+    def __init__(self, num_clients: int, device: str, *, squared: bool) -> None:
+        self.losses = torch.zeros(num_clients, device=device)
+        self.squares: list[Tensor] | None = [] if squared else None  # of the step under way, [M]
+        self._square_sums = torch.zeros_like(self.losses)
+
+    def add(self, clients: Sequence[int], losses: Tensor, num_rows: Sequence[float]) -> None:
+        """A step's means, [M], over so many rows each."""
+        at = torch.tensor(clients, device=losses.device)
+        counts = torch.tensor(num_rows, device=losses.device)
+        self.losses.index_add_(0, at, losses * counts)
+        if self.squares is not None:
+            self._square_sums.index_add_(0, at, self.squares.pop() * counts)
+
+    def mean_squares(self, num_rows: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Each client's statistic, over all the rows it saw."""
+        if self.squares is None:
+            return [{} for _ in num_rows]
+        means = self._square_sums.cpu() / torch.tensor(num_rows)
+        return [{SQUARED_LOSS: mean.reshape(1)} for mean in means]
 
 
 def statistics_in(stack: Stack, sent: Sequence[Adapter]) -> list[Mapping[str, Tensor]]:
@@ -168,6 +212,7 @@ def update_of(job: Job, delta: Adapter | None, loss: float, seconds: float) -> U
         num_rows=job.num_rows,
         loss=loss,
         wall_seconds=seconds,
+        client_state=job.client_state if fine else {},
         message="" if fine else f"the loss of client {job.client_id} is {loss} after {job.num_steps} steps",
     )
 
@@ -213,36 +258,59 @@ def stack_of(sent: Sequence[Adapter], optimizer: LocalOptimizer, device: str) ->
     """Adapters stacked client by client, lower ranks and missing sites padded with zeros."""
     sites = {site: f for adapter in sent for site, f in adapter.factors.items()}
     params: dict[str, Tensor] = {}
+    frozen: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
     for site, example in sites.items():
-        rank = max(a.factors[site].rank for a in sent if site in a.factors)
-        a = torch.zeros(len(sent), rank, example.a.shape[1], device=device)
-        b = torch.zeros(len(sent), example.b.shape[0], rank, device=device)
+        own = [adapter.factors.get(site) for adapter in sent]
+        a = _stacked_a(own, example, device)
+        if example.train_a:
+            params[f"{site}.lora_A"] = a
+        else:
+            frozen[site] = a
+        b = torch.zeros(len(sent), example.b.shape[0], a.shape[1], device=device)
         scale = torch.ones(len(sent), 1, 1, device=device)
-        for client, adapter in enumerate(sent):
-            if site in adapter.factors:
-                own = adapter.factors[site]
-                a[client, : own.rank], b[client, :, : own.rank], scale[client] = own.a, own.b, own.scale
-        params[f"{site}.lora_A"], params[f"{site}.lora_B"], scales[site] = a, b, scale
+        for client, f in enumerate(own):
+            if f is not None:
+                b[client, :, : f.rank], scale[client] = f.b, f.scale
+        params[f"{site}.lora_B"], scales[site] = b, scale
+    for name in sent[0].weights:
+        params[WEIGHTS + name] = torch.stack([adapter.weights[name] for adapter in sent]).to(device)
     for name in sent[0].head:
         params[f"head.{name}"] = torch.stack([adapter.head[name] for adapter in sent]).to(device)
-    return Stack(params, scales, optimizer, torch.zeros(len(sent), device=device))
+    return Stack(params, frozen, scales, optimizer, torch.zeros(len(sent), device=device))
+
+
+def _stacked_a(own: Sequence[Factors | None], example: Factors, device: str) -> Tensor:
+    if len(own) == 1 and not example.train_a:
+        return example.a[None].to(device)  # a client alone holds what it was sent, and no copy of it
+    rank = max(f.rank for f in own if f is not None)
+    a = torch.zeros(len(own), rank, example.a.shape[1], device=device)
+    for client, f in enumerate(own):
+        if f is not None:
+            a[client, : f.rank] = f.a
+    return a
 
 
 def unstack(stack: Stack, sent: Sequence[Adapter]) -> list[Adapter]:
-    """Each client's adapter at its own ranks, copied out of the stack onto the CPU."""
+    """Each client's adapter at its own ranks, on the CPU; on the stack's own memory if that is there.
+
+    A delta is what comes back, so a client needs no copy of what it ended with.
+    """
     params = {name: tensor.cpu() for name, tensor in stack.params.items()}
     return [
         Adapter(
             factors={
-                site: Factors(
-                    a=params[f"{site}.lora_A"][client, : f.rank].clone(),
-                    b=params[f"{site}.lora_B"][client, :, : f.rank].clone(),
-                    scale=f.scale,
+                site: replace(
+                    f,
+                    # An A that nobody trains ends as what was sent.
+                    a=params[f"{site}.lora_A"][client, : f.rank] if f.train_a else f.a,
+                    b=params[f"{site}.lora_B"][client, :, : f.rank],
                 )
                 for site, f in adapter.factors.items()
             },
-            head={name: params[f"head.{name}"][client].clone() for name in adapter.head},
+            head={name: params[f"head.{name}"][client] for name in adapter.head},
+            weights={name: params[WEIGHTS + name][client] for name in adapter.weights},
+            places=adapter.places,
         )
         for client, adapter in enumerate(sent)
     ]
@@ -250,8 +318,10 @@ def unstack(stack: Stack, sent: Sequence[Adapter]) -> list[Adapter]:
 
 def hold_stack(observer: Observer, stack: Stack, sent: Sequence[Adapter]) -> None:
     """Tell a counter what exists before the first step: what was sent, what is trained, the moments."""
-    observer.hold([t for adapter in sent for t in adapter.tensors().values()], "adapters")
-    observer.hold([*stack.params.values(), *stack.scales.values(), stack.steps], "adapters")
-    observer.hold([m for kind in stack.moments for m in kind], "optimizer")
+    arrived = [t for adapter in sent for t in (*adapter.tensors().values(), *adapter.frozen().values())]
+    observer.hold(arrived, "adapters")
+    kept = [*stack.params.values(), *stack.frozen.values(), *stack.scales.values(), stack.steps]
+    observer.hold(kept, "adapters")
+    observer.hold([m for kind in stack.moments for m in kind] + stack.anchors, "optimizer")
     if stack.statistics is not None:
         observer.hold(list(stack.statistics.sums.values()), "optimizer")

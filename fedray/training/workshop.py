@@ -80,10 +80,11 @@ def open_workshop(blueprint: Blueprint, stock: Stock) -> Workshop:
 
 
 def arrays_of(model: PreTrainedModel) -> dict[str, NDArray[Any]]:
-    """All parameters and buffers of a model on the CPU, without copies; tied ones once."""
+    """All parameters and buffers that a model has on the CPU, without copies; tied ones once."""
     return {
         _BF16 + name if tensor.dtype == torch.bfloat16 else name: _as_array(tensor.detach())
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if not tensor.is_meta
     }
 
 

@@ -1,6 +1,7 @@
 """Factor means by hand: two by two, weights 3 and 1, the second client holding rank index 0 alone."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,26 @@ def test_a_scale_four_times_the_global_one_counts_twice_on_each_side():
     assert new.a.tolist() == [[2.0, 6.0]]
     assert new.b.tolist() == [[2.0], [10.0]]
     assert new.scale == 0.5
+
+
+def test_b_alone_is_summed_over_all_holders_of_the_site_with_the_scale_in_b():
+    # Weights 3, 1 and, without the site, 4; the second client's scale is 4 times the state's.
+    state = GlobalState(
+        adapter=Adapter(
+            factors={SITE: Factors(a=torch.eye(2), b=2.0 * torch.eye(2), scale=1.0, train_a=False)}
+        )
+    )
+    rule = FactorMean(mode="frozen_a")
+    accumulator = rule.start(state)
+    for rank, scale, weight in ((2, 1.0, 3.0), (1, 4.0, 1.0)):
+        f = replace(rule.send(state, {SITE: rank}, seed=0).factors[SITE], scale=scale)
+        delta = replace(f, a=torch.zeros_like(f.a), b=torch.ones_like(f.b))
+        accumulator.add(Adapter(factors={SITE: delta}), Adapter(factors={SITE: f}), weight)
+    accumulator.add(Adapter(), Adapter(), 4.0)
+    new = accumulator.finish().adapter.factors[SITE]
+    # Index 0: (3 * 1 + 1 * 4) / 4, index 1: 3 * 1 / 4.
+    assert new.b.tolist() == [[3.75, 0.75], [1.75, 2.75]]
+    assert new.a.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
 def test_a_site_that_half_of_the_weight_froze_moves_half_as_far_under_padding_and_whole_by_dimension():

@@ -14,6 +14,7 @@ from fedray.aggregation.lowrank import (
     frobenius,
     is_in_svd_form,
     stacked,
+    trimmed,
 )
 
 
@@ -71,6 +72,19 @@ def test_a_running_sum_is_the_dense_sum_on_both_sides_of_the_bound(sizes_, seed)
     assert found is not None
     assert found.a.shape[0] <= 6
     torch.testing.assert_close(dense(found), 2.0 * wanted)
+
+
+def test_a_sum_is_trimmed_to_the_ranks_it_has_and_to_none_where_its_parts_cancel():
+    generator = torch.Generator().manual_seed(5)
+    part = LowRank(
+        torch.randn(30, 3, dtype=torch.float64, generator=generator),
+        torch.randn(3, 20, dtype=torch.float64, generator=generator),
+    )
+    minus = LowRank(-part.b, part.a)
+    assert trimmed(stacked([part, minus])).a.shape == (0, 20)
+    thrice = trimmed(stacked([part, part, part]))
+    assert thrice.b.shape == (30, 3)
+    torch.testing.assert_close(thrice.b @ thrice.a, 3 * part.b @ part.a)
 
 
 def test_an_empty_sum_is_none():

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from fedray.aggregation.factor_mean import FactorMean
+from fedray.aggregation.fedex_lora import FedExLora
 from fedray.aggregation.presets import PRESETS, make_aggregation
 from fedray.aggregation.product_svd import ProductSVD
 from fedray.aggregation.stack import Stack
@@ -20,6 +21,8 @@ from fedray.errors import ConfigError
         ("flexlora", ProductSVD(form="state", name="flexlora")),
         ("flexlora_delta", ProductSVD(form="delta", name="flexlora_delta")),
         ("flora", Stack(name="flora")),
+        ("ffa_lora", FactorMean(mode="frozen_a", form="delta", name="ffa_lora")),
+        ("fedex_lora", FedExLora(name="fedex_lora")),
         ("factor_mean", FactorMean(mode="dimension", form="delta")),
         ("product_svd", ProductSVD(form="delta")),
         ("stack", Stack()),
@@ -27,6 +30,11 @@ from fedray.errors import ConfigError
 )
 def test_a_name_gives_the_published_form(name, expected):
     assert make_aggregation(name) == expected
+
+
+def test_b_alone_is_summed_as_changes_only():
+    with pytest.raises(ConfigError, match="what few clients hold would shrink, so drop form"):
+        make_aggregation("ffa_lora", {"form": "state"})
 
 
 def test_every_preset_can_be_made():
@@ -54,7 +62,7 @@ def test_an_unknown_name_names_the_known_ones():
             "Aggregation 'flexlora' has no option 'mode'; it has form, clip_norm.",
         ),
         ("hetlora", {"form": "sum"}, "'form' of aggregation 'hetlora' is one of delta, state, found 'sum'."),
-        ("rbla", {"mode": 3}, "is one of zero_pad, hetlora, dimension, found 3."),
+        ("rbla", {"mode": 3}, "is one of zero_pad, hetlora, dimension, frozen_a, found 3."),
         ("rbla", {"clip_norm": "big"}, "clip_norm must be a finite number above 0, found 'big'."),
         ("rbla", {"clip_norm": True}, "clip_norm must be a finite number above 0, found True."),
     ],

@@ -1,6 +1,7 @@
 """Numbers from outside: exactness, best approximation, rank collapse (papers' claims and closed forms)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,9 +28,10 @@ def whole(state: GlobalState) -> Tensor:
     return product + dense(state.base_delta[SITE]) if state.base_delta else product
 
 
-def state_with(a: Tensor, outputs: int, scale: float = 2.0) -> GlobalState:
+def state_with(a: Tensor, outputs: int, scale: float = 2.0, *, train_a: bool = True) -> GlobalState:
     b = torch.zeros(outputs, a.shape[0], dtype=a.dtype)
-    return GlobalState(adapter=Adapter(factors={SITE: Factors(a=a, b=b, scale=scale)}))
+    factors = Factors(a=a, b=b, scale=scale, train_a=train_a)
+    return GlobalState(adapter=Adapter(factors={SITE: factors}))
 
 
 def random_round(ranks: list[int], generator: torch.Generator, size: int) -> tuple[list[Adapter], Tensor]:
@@ -67,19 +69,26 @@ def test_fedit_of_six_random_clients_is_off_by_the_root_of_five_sixths():
     assert sum(errors) / 20 == pytest.approx(math.sqrt(5 / 6), abs=0.01)
 
 
-def test_a_mean_of_b_alone_is_exact_while_all_share_one_a():
-    # FFA-LoRA (2403.12313): with A frozen, the factors' mean is the products' mean, ranks alike or not.
-    generator = torch.Generator().manual_seed(3)
-    state = state_with(normal(generator, 8, 30), 40)
-    rule = make_aggregation("fedit", {"form": "delta"})
-    accumulator, mean = rule.start(state), torch.zeros(40, 30, dtype=torch.float64)
-    for rank in (8, 4, 4, 1):
-        sent = rule.send(state, {SITE: rank}, seed=0)
-        f = sent.factors[SITE]
-        delta = Factors(a=torch.zeros_like(f.a), b=normal(generator, 40, rank), scale=f.scale)
-        accumulator.add(Adapter(factors={SITE: delta}), sent, 1.0)
-        mean += 2.0 * delta.b @ f.a / 4
-    assert error(whole(accumulator.finish()), mean) < 1e-14
+@pytest.mark.parametrize("ranks", [(8, 8, 8, 8), (8, 4, 4, 1)], ids=["equal", "mixed"])
+@pytest.mark.parametrize("name", ["flora", "ffa_lora", "fedex_lora", "fedit"])
+def test_stacks_a_frozen_a_and_a_corrected_base_have_the_mean_product_and_means_of_factors_do_not(
+    name, ranks
+):
+    # Two rounds, so that the second one starts from what the first one left.
+    generator, rule = torch.Generator().manual_seed(3), make_aggregation(name)
+    state, mean = state_with(normal(generator, 8, 30), 40, train_a=not rule.freezes_a), torch.zeros(40, 30)
+    for number in range(2):
+        accumulator, changes = rule.start(state), []
+        for client, rank in enumerate(ranks):
+            sent = rule.send(state, {SITE: rank}, seed=10 * number + client)
+            f = sent.factors[SITE]
+            moved = normal(generator, *f.a.shape) if f.train_a else torch.zeros_like(f.a)
+            delta = replace(f, a=moved, b=normal(generator, *f.b.shape))
+            accumulator.add(Adapter(factors={SITE: delta}), sent, 1.0)
+            changes.append(dense(replace(f, a=f.a + delta.a, b=f.b + delta.b)) - dense(f))
+        mean = whole(state) + sum(changes) / len(ranks)
+        state = accumulator.finish()
+    assert error(whole(state), mean) > 0.1 if name == "fedit" else error(whole(state), mean) < 1e-14
 
 
 def test_what_few_hold_is_diluted_by_padding_and_neither_by_svd_nor_by_stacks():

@@ -14,7 +14,7 @@ from fedray.aggregation.presets import make_aggregation
 from fedray.aggregation.rule import Accumulator, Aggregation
 from fedray.errors import TrainingError
 
-NAMES = ["fedit", "hetlora", "rbla", "flexlora", "flexlora_delta", "flora"]
+NAMES = ["fedit", "hetlora", "rbla", "flexlora", "flexlora_delta", "flora", "fedex_lora"]
 
 
 def state_of(inputs: int = 9, outputs: int = 8, rank: int = 4) -> GlobalState:
@@ -29,10 +29,10 @@ STATE = state_of()
 def trained(sent: Adapter, seed: int = 1) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     factors = {
-        site: Factors(
-            a=torch.randn(f.a.shape, generator=generator),
+        site: replace(
+            f,
+            a=torch.randn(f.a.shape, generator=generator) * f.train_a,
             b=torch.randn(f.b.shape, generator=generator),
-            scale=f.scale,
         )
         for site, f in sent.factors.items()
     }
@@ -131,6 +131,45 @@ def test_what_does_not_fit_the_global_state_is_refused(change, sentence):
     assert accumulator.finish() is STATE
 
 
+FROZEN = replace(
+    STATE,
+    adapter=replace(
+        STATE.adapter, factors={s: replace(f, train_a=False) for s, f in STATE.adapter.factors.items()}
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: with_factors(s, "two", train_a=True),
+        lambda s: with_factors(s, "two", a=2.0 * s.factors["two"].a),
+    ],
+    ids=["trained", "another"],
+)
+def test_a_rule_over_one_shared_a_refuses_one_that_is_trained_or_another(change):
+    rule = make_aggregation("ffa_lora")
+    sent = change(rule.send(FROZEN, {"one": 2, "two": 1}, seed=0))
+    accumulator = rule.start(FROZEN)
+    with pytest.raises(TrainingError, match="a client has another A at 'two', or trains it; give it train_a"):
+        accumulator.add(trained(sent), sent, 1.0)
+    assert accumulator.finish() is FROZEN
+
+
+@pytest.mark.parametrize("name", ["ffa_lora", "fedit", "hetlora", "rbla", "fedex_lora"])
+def test_an_a_that_nobody_trains_keeps_its_bits_whatever_the_ranks(name):
+    rule = make_aggregation(name)
+    accumulator = rule.start(FROZEN)
+    for seed, rank in enumerate((4, 2, 1)):
+        sent = rule.send(FROZEN, {"one": rank}, seed=0)
+        assert sent.tensors().keys() == {"one.lora_B", "head.bias"}
+        accumulator.add(trained(sent, seed), sent, 1.0)
+    new, old = (state.adapter.factors["one"] for state in (accumulator.finish(), FROZEN))
+    assert torch.equal(new.a.view(torch.int32), old.a.view(torch.int32))
+    assert not new.train_a
+    assert not torch.equal(new.b, old.b)
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_a_weight_that_is_not_above_zero_is_refused(weight):
     rule = FactorMean(mode="dimension")
@@ -218,3 +257,9 @@ def test_stacked_ranks_stop_growing_at_the_narrower_side_of_a_linear(name):
     # 8 x 9 linears: past rank 8 a sum is 72 float64 numbers, however many updates came.
     middle, last = bytes_after(make_aggregation(name), (16, 64))
     assert middle == last == 8 * (2 * 72 + 3)  # two sites and the head's three numbers
+
+
+def test_means_and_what_they_leave_out_stop_growing_together():
+    # The same, and at each site the sums of A, 4 x 9, and of B, 8 x 4.
+    middle, last = bytes_after(make_aggregation("fedex_lora"), (16, 64))
+    assert middle == last == 8 * (2 * (72 + 36 + 32) + 3)

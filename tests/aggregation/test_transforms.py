@@ -1,6 +1,7 @@
 """Clipping one update, and the place where noise and masks go."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,18 @@ def test_an_update_of_norm_13_clipped_to_6_and_a_half_is_halved():
 
 def test_an_update_within_the_norm_passes_as_it_is():
     assert ClipByNorm(max_norm=13.0)(DELTA, 1.0) is DELTA
+
+
+def test_an_a_that_nobody_trains_is_no_part_of_the_norm():
+    frozen = replace(
+        DELTA,
+        factors={"linear": replace(DELTA.factors["linear"], a=torch.zeros(()).expand(1, 2), train_a=False)},
+    )
+    # 4 in B and 12 in the head: the root of 160.
+    assert ClipByNorm(max_norm=math.sqrt(160) + 1e-3)(frozen, 1.0) is frozen
+    clipped = ClipByNorm(max_norm=math.sqrt(40))(frozen, 1.0)
+    assert clipped.head["bias"].tolist() == pytest.approx([6.0])
+    assert clipped.tensors().keys() == frozen.tensors().keys()
 
 
 @pytest.mark.parametrize("name", ["fedit", "hetlora", "rbla", "flexlora", "flexlora_delta", "flora"])

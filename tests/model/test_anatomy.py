@@ -1,6 +1,7 @@
 """Any model, any cut: head(blocks(stem(x))) is the model's own forward pass, padding included."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -22,12 +24,13 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    ViTConfig,
 )
 
 from fedray.errors import ModelError
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.families import known_families
-from fedray.model.load import load_backbone
+from fedray.model.load import empty_backbone, load_backbone
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 
@@ -41,6 +44,7 @@ SMALL = {
     "pad_token_id": PAD,
     "num_labels": 3,
 }
+VIT = {key: SMALL[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_labels")}
 GQA = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 2}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**GQA),
@@ -51,8 +55,10 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(**SMALL, scale_attn_by_inverse_layer_idx=True),
     "bert": BertConfig(**SMALL, intermediate_size=24, hidden_dropout_prob=0.5),
     "roberta": RobertaConfig(**SMALL, intermediate_size=24),
+    # Two rows of five patches and a class token: 11 tokens an image.
+    "vit": ViTConfig(**VIT, image_size=[4, 10], patch_size=2, qkv_bias=False),
 }
-DECODERS = [name for name in CONFIGS if name not in ("bert", "roberta")]
+DECODERS = [name for name in CONFIGS if name not in ("bert", "roberta", "vit")]
 LOADERS = {
     "backbone": AutoModel,
     "causal_lm": AutoModelForCausalLM,
@@ -61,9 +67,14 @@ LOADERS = {
 CASES = [(name, head) for name in CONFIGS for head in LOADERS if head != "causal_lm" or name in DECODERS]
 
 
+def loader(name: str, head: str) -> Any:
+    images = name == "vit" and head == "classification"
+    return AutoModelForImageClassification if images else LOADERS[head]
+
+
 def build(name: str, head: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = LOADERS[head].from_config(CONFIGS[name], attn_implementation="eager")
+    model = loader(name, head).from_config(CONFIGS[name], attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():  # initial biases are zero and norms one: make them matter
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -79,6 +90,12 @@ def rows(side: str, vocabulary: int = 40) -> tuple[Tensor, Tensor]:
     return torch.where(mask.bool(), ids, PAD), mask
 
 
+def inputs(name: str, side: str = "right") -> tuple[Tensor, Tensor]:
+    """The same rows, or four images, which have no padding."""
+    ids, mask = rows(side)
+    return (torch.randn(4, 3, 4, 10), torch.ones_like(mask)) if name == "vit" else (ids, mask)
+
+
 def run(anatomy: Anatomy, ids: Tensor, mask: Tensor, cut: int = 0) -> Tensor:
     flow = anatomy.stem(ids, mask)
     hidden = flow.hidden
@@ -92,7 +109,8 @@ def run(anatomy: Anatomy, ids: Tensor, mask: Tensor, cut: int = 0) -> Tensor:
 
 
 def own(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    answer = model(input_ids=ids, attention_mask=mask)
+    images = model.main_input_name == "pixel_values"
+    answer = model(pixel_values=ids) if images else model(input_ids=ids, attention_mask=mask)
     return answer.logits if "logits" in answer else answer.last_hidden_state
 
 
@@ -109,7 +127,7 @@ def test_every_cut_gives_what_the_model_itself_gives(name: str, head: str, side:
     model = build(name, head)
     anatomy = dissect(model)
     assert anatomy.num_blocks == 3
-    ids, mask = rows(side)
+    ids, mask = inputs(name, side)
     theirs = own(model, ids, mask)
     for cut in range(anatomy.num_blocks + 1):
         assert gap(run(anatomy, ids, mask, cut), theirs, mask) < 1e-6
@@ -138,11 +156,11 @@ def test_a_pretrained_decoder_agrees_at_every_cut() -> None:
         assert gap(run(anatomy, ids, mask, cut), theirs, mask) < 1e-6 * float(theirs.abs().max())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit"])
 def test_gradients_agree_and_one_block_can_be_recomputed(name: str) -> None:
     model = build(name, "classification")
     anatomy = dissect(model)
-    ids, mask = rows("right")
+    ids, mask = inputs(name)
     own(model, ids, mask).square().sum().backward()
     theirs = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -170,13 +188,14 @@ class Values(TorchDispatchMode):
 @pytest.mark.parametrize(("name", "head"), CASES)
 def test_the_same_code_runs_on_the_meta_device_without_a_look_at_values(name: str, head: str) -> None:
     with torch.device("meta"):
-        model = LOADERS[head].from_config(CONFIGS[name], attn_implementation="eager")
-    ids, mask = rows("right")
+        model = loader(name, head).from_config(CONFIGS[name], attn_implementation="eager")
+    ids, mask = inputs(name)
+    real = dissect(build(name, head))
     with Values() as values:
-        run(dissect(build(name, head)), ids, mask)
+        wanted = run(real, ids, mask).shape
         shape = run(dissect(model), ids.to("meta"), mask.to("meta")).shape
     assert values.looks == 0
-    assert shape == run(dissect(build(name, head)), ids, mask).shape
+    assert shape == wanted
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -184,7 +203,7 @@ def test_the_same_code_runs_on_the_meta_device_without_a_look_at_values(name: st
 @torch.no_grad()
 def test_a_row_of_padding_alone_gives_numbers(name: str, dtype: torch.dtype) -> None:
     model = build(name, "backbone").to(dtype)
-    ids, mask = rows("right")
+    ids, mask = inputs(name)
     ids[2], mask[2] = PAD, 0
     out = run(dissect(model), ids, mask)
     assert out.dtype == dtype
@@ -251,6 +270,21 @@ def test_the_longest_row_is_what_the_positions_allow(name: str, limit: int) -> N
         anatomy.stem(ids, torch.ones_like(ids))
 
 
+def test_an_image_is_as_long_as_its_patches_and_a_class_token() -> None:
+    # 2010.11929, section 3.1: N = H W / P^2 patches and one class token; ViT-B/16 at 224 has 14 x 14 patches.
+    with torch.device("meta"):
+        base = AutoModel.from_config(ViTConfig(num_hidden_layers=1))
+    assert dissect(base).max_tokens == 14 * 14 + 1
+    anatomy = dissect(build("vit", "backbone"))
+    assert anatomy.max_tokens == 2 * 5 + 1 == anatomy.stem(*inputs("vit")).hidden.shape[1]
+
+
+def test_a_head_at_the_class_token_is_read_without_the_others() -> None:
+    mask = torch.ones(2, 5)
+    assert dissect(build("vit", "backbone")).read_by_classifier(mask) is None
+    assert dissect(build("bert", "backbone")).read_by_classifier(mask) is mask
+
+
 def test_what_is_not_known_is_refused_with_the_names_of_what_is() -> None:
     with torch.device("meta"):
         opt = AutoModel.from_config(OPTConfig(num_hidden_layers=1))
@@ -260,7 +294,7 @@ def test_what_is_not_known_is_refused_with_the_names_of_what_is() -> None:
             LlamaConfig(**GQA, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
         )
     with pytest.raises(
-        ModelError, match=r"'opt'; known are bert, gpt2, llama, mistral, qwen2, qwen3, roberta\. To add"
+        ModelError, match=r"'opt'; known are bert, gpt2, llama, mistral, qwen2, qwen3, roberta, vit\. To add"
     ):
         dissect(opt)
     with pytest.raises(ModelError, match="BertForMaskedLM has a head that is not known"):
@@ -269,6 +303,10 @@ def test_what_is_not_known_is_refused_with_the_names_of_what_is() -> None:
         ModelError, match="'bert' model was asked for a causal_lm head; its family has classification"
     ):
         dissect(causal_bert)
+    with pytest.raises(
+        ModelError, match="'vit' model was asked for a causal_lm head; its family has classification"
+    ):
+        empty_backbone(CONFIGS["vit"], "causal_lm")
     with pytest.raises(ModelError, match="rope_type 'dynamic' depends on a batch's values"):
         dissect(dynamic)
     with pytest.raises(ModelError, match=r"No linear is called q_proj in block 0 .* c_attn, c_fc, c_proj"):

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedModel,
+    ViTConfig,
 )
 
 from fedray.model.anatomy import dissect
@@ -26,13 +28,17 @@ CONFIGS = {
     "bert": BertConfig(**SMALL, intermediate_size=24),
     "gpt2": GPT2Config(**SMALL, scale_attn_by_inverse_layer_idx=True),
     "llama": LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=2),
+    "vit": ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, image_size=[2, 16], patch_size=2
+    ),
 }
 
 
 def build(name: str, device: str = "cpu") -> PreTrainedModel:
     torch.manual_seed(0)
+    loader = AutoModelForImageClassification if name == "vit" else AutoModelForSequenceClassification
     with torch.device(device):
-        return AutoModelForSequenceClassification.from_config(CONFIGS[name], attn_implementation="eager")
+        return loader.from_config(CONFIGS[name], attn_implementation="eager")
 
 
 def rows(side: str) -> tuple[Tensor, Tensor]:
@@ -41,6 +47,12 @@ def rows(side: str) -> tuple[Tensor, Tensor]:
     mask = mask.flip(1) if side == "left" else mask
     torch.manual_seed(1)
     return torch.randint(1, 40, mask.shape) * mask, mask
+
+
+def inputs(name: str, side: str = "right") -> tuple[Tensor, Tensor]:
+    """The same rows, or as many images of as many tokens, none of them padding."""
+    ids, mask = rows(side)
+    return (torch.randn(3, 3, 2, 16), torch.ones_like(mask)) if name == "vit" else (ids, mask)
 
 
 def step(model: PreTrainedModel, kernel: str, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -61,7 +73,7 @@ def step(model: PreTrainedModel, kernel: str, ids: Tensor, mask: Tensor) -> dict
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_both_kernels_agree_to_1e_5_forward_and_backward_even_at_padding(name: str, side: str) -> None:
     model = build(name)
-    eager, efficient = (step(model, kernel, *rows(side)) for kernel in ("eager", "memory_efficient"))
+    eager, efficient = (step(model, kernel, *inputs(name, side)) for kernel in ("eager", "memory_efficient"))
     assert len(eager) > 10
     assert efficient.keys() == eager.keys()
     for path, tensor in eager.items():
@@ -77,7 +89,7 @@ def test_the_switch_reaches_every_block_and_back(name: str, monkeypatch: pytest.
     counts = []
     for kernel in ("eager", "memory_efficient", "eager"):
         scores.clear()
-        step(model, kernel, *rows("right"))
+        step(model, kernel, *inputs(name))
         counts.append(len(scores))
     assert counts == [2, 0, 2]  # eager stores one score matrix a block, the other none
 
@@ -86,18 +98,17 @@ def test_the_switch_reaches_every_block_and_back(name: str, monkeypatch: pytest.
 @torch.no_grad()
 def test_the_model_s_own_forward_keeps_its_padding_mask_under_our_kernel(name: str) -> None:
     model = build(name).eval()
-    ids, mask = rows("right")
-    eager = model(input_ids=ids[:2], attention_mask=mask[:2]).logits
+    ids, mask = inputs(name)
+    given = {model.main_input_name: ids[:2], "attention_mask": mask[:2]}
+    eager = model(**given).logits
     use_attention(model, "memory_efficient")
-    torch.testing.assert_close(
-        model(input_ids=ids[:2], attention_mask=mask[:2]).logits, eager, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(model(**given).logits, eager, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["eager", "memory_efficient"])
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_a_meta_trace_gives_the_shapes_of_the_real_step(name: str, kernel: str) -> None:
-    ids, mask = rows("right")
+    ids, mask = inputs(name)
     real = step(build(name), kernel, ids, mask)
     traced = step(build(name, "meta"), kernel, ids.to("meta"), mask.to("meta"))
     assert {path: t.shape for path, t in traced.items()} == {path: t.shape for path, t in real.items()}
@@ -123,7 +134,7 @@ def test_other_dtypes_agree_within_their_own_rounding(dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_both_kernels_agree_on_a_gpu(name: str) -> None:
     model = build(name).to("cuda")
-    ids, mask = (tensor.to("cuda") for tensor in rows("left"))
+    ids, mask = (tensor.to("cuda") for tensor in inputs(name, "left"))
     eager, efficient = (step(model, kernel, ids, mask) for kernel in ("eager", "memory_efficient"))
     for path, tensor in eager.items():
         torch.testing.assert_close(efficient[path], tensor, rtol=1e-3, atol=1e-3)

@@ -44,7 +44,7 @@ def test_a_product_is_two_flops_a_multiply_add_and_moves_its_arguments_and_resul
         product + 1
     # 2 * 3 * 5 * 7, and 4 bytes for each of 15 + 35 + 21 numbers; the sum reads and writes 21.
     assert dict(counter.ops) == {(210, 284): 1, (0, 168): 1}
-    assert counter.flops == {"forward": 210, "backward": 0}
+    assert counter.flops == {"forward": 210, "turn": 0, "backward": 0}
 
 
 def test_meta_tensors_count_as_real_ones():

@@ -14,10 +14,12 @@ from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     BertConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedModel,
+    ViTConfig,
 )
 
 from fedray.adapter import Adapter, Factors
@@ -29,6 +31,14 @@ from fedray.model.export import CONFIG, HEAD, WEIGHTS, folded, load_adapter, sav
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+VIT = ViTConfig(
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=24,
+    image_size=4,
+    patch_size=2,
+)
 MODELS = {
     "bert": (AutoModel, BertConfig(**SMALL, intermediate_size=24), {"add_pooling_layer": False}),
     "gpt2": (AutoModelForCausalLM, GPT2Config(**SMALL), {}),
@@ -38,11 +48,14 @@ MODELS = {
         LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=2),
         {},
     ),
+    "vit": (AutoModel, VIT, {"add_pooling_layer": False}),
+    "vit_classifier": (AutoModelForImageClassification, VIT, {}),
 }
 TARGETS = {
     "bert": ("query", "dense"),
     "gpt2": ("c_attn", "c_proj"),
     "llama": ("q_proj", "v_proj", "down_proj"),
+    "vit": ("q_proj", "v_proj", "fc1"),
 }
 RANKS = (0, 2, 5)  # by block: frozen, and two unlike ranks
 
@@ -74,6 +87,8 @@ def mixed(model: PreTrainedModel, name: str, scale: float = 0.3) -> Adapter:
 
 @torch.no_grad()
 def answers(model: torch.nn.Module) -> Tensor:
+    if model.config.model_type == "vit":
+        return model(pixel_values=torch.linspace(-1, 1, 96).reshape(2, 3, 4, 4))[0]
     ids = torch.arange(12).reshape(2, 6)
     return model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
 

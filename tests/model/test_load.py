@@ -22,10 +22,22 @@ from transformers import (
     OPTConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
 )
 
 from fedray.errors import ModelError
-from fedray.model.load import empty_backbone, load_backbone, load_config, load_tokenizer
+from fedray.model.anatomy import dissect
+from fedray.model.images import ImageProcessor
+from fedray.model.load import (
+    empty_backbone,
+    load_backbone,
+    load_config,
+    load_pieces,
+    load_processor,
+)
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 SMALL = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -54,7 +66,7 @@ def test_minilm_is_the_22_million_parameters_without_the_pooler() -> None:
     assert not any(p.requires_grad for p in model.parameters())
     assert not model.training
     assert tokenizer("hello world")["input_ids"] == [101, 7592, 2088, 102]
-    assert load_tokenizer("minilm")("hello world") == tokenizer("hello world")
+    assert load_processor("minilm")("hello world") == tokenizer("hello world")
 
 
 @torch.no_grad()
@@ -86,6 +98,32 @@ def test_the_empty_model_has_the_loaded_one_s_tensors_and_no_bytes(
     assert empty.training is loaded.training is False
 
 
+TIED = LlamaConfig(**SMALL, intermediate_size=12, num_key_value_heads=1, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("config", "head"),
+    [(BERT, "classification"), (LLAMA, "causal_lm"), (TIED, "causal_lm"), (GPT2Config(**SMALL), "causal_lm")],
+    ids=["bert", "llama", "tied", "gpt2"],
+)
+def test_pieces_are_those_of_the_whole_model_and_the_rest_has_no_bytes(
+    config, head, dtype, tmp_path: Path
+) -> None:
+    loader = AutoModelForCausalLM if head == "causal_lm" else AutoModel
+    name = save(loader.from_config(config), tmp_path, {"unk_token": "<unk>"})
+    whole, _ = load_backbone(name, head, dtype)
+    part = load_pieces(name, head, dtype, ("stem", "block.1", "head"))
+    absent = set(dissect(whole).pieces()["block.0"])
+    assert layout(part) == layout(whole)
+    tensors = [*part.named_parameters(), *part.named_buffers()]
+    assert {key for key, tensor in tensors if tensor.is_meta} == absent
+    found = dict([*whole.named_parameters(), *whole.named_buffers()])
+    assert all(torch.equal(tensor, found[key]) for key, tensor in tensors if key not in absent)
+    assert not any(p.requires_grad for p in part.parameters())
+    assert part.training is False
+
+
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K decoder is not beside this checkout")
 @torch.no_grad()
 def test_a_pretrained_decoder_tells_stories() -> None:
@@ -110,6 +148,24 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end_or_unknown_token(tmp_
         assert tokenizer(["a", "a b"], padding=True)["attention_mask"] == [[1, 0], [1, 1]]
     with pytest.raises(ModelError, match="has no token to pad with"):
         load_backbone(save(model, tmp_path / "none", {}), "classification")
+
+
+def test_a_vision_model_comes_with_its_image_processor_and_without_pooler_or_head(tmp_path: Path) -> None:
+    config = ViTConfig(**{k: SMALL[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads")})
+    config.image_size, config.patch_size = 8, 4
+    model = ViTForImageClassification(config)
+    model.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.0] * 3).save_pretrained(tmp_path)
+    loaded, processor = load_backbone(str(tmp_path), "classification")
+    assert isinstance(loaded, ViTModel)
+    assert layout(loaded) == layout(empty_backbone(config, "classification"))
+    for name, tensor in loaded.named_parameters():
+        assert torch.equal(tensor, model.vit.get_parameter(name))
+    assert isinstance(processor, ImageProcessor)
+    assert processor.levels[0, 255] == 2.0  # (1 - 0) / 0.5
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_processor(str(tmp_path))
 
 
 def test_a_backbone_is_read_from_under_another_head(tmp_path: Path) -> None:

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedray.model.sites import LoraSite, StackedFactors, attach_sites, installed, shifted
+from fedray.model.layout import Layout, laid_out
+from fedray.model.sites import (
+    LoraSite,
+    StackedFactors,
+    attach_sites,
+    changed,
+    installed,
+    moved_weights,
+    swapped,
+)
 from fedray.training.optimizer import LocalOptimizer
 from shop import TARGETS, build
 
@@ -25,6 +34,23 @@ def factors_of(clients, rank):
         b=torch.randn(clients, 10, rank, generator=draw),
         scale=torch.arange(1.0, clients + 1).view(clients, 1, 1),
     )
+
+
+def test_tokens_end_to_end_give_the_products_and_gradients_of_padded_rows():
+    linear, _ = linear_of("linear")
+    site, mask = LoraSite(linear), torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0]])
+    layout = Layout.of(mask, 2)
+    found = []
+    for own in (None, layout):
+        factors = factors_of(2, 3)
+        leaves = factors.a.requires_grad_(), factors.b.requires_grad_()
+        x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(5), requires_grad=True)
+        with installed({"site": site}, {"site": factors}), laid_out(own):
+            y = linear(x) if own is None else own.spread(linear(own.tighten(x)))
+        masked = y * mask[..., None]
+        found.append((masked, *torch.autograd.grad((masked**2).sum(), (*leaves, x))))
+    for padded, tight in zip(*found, strict=True):
+        torch.testing.assert_close(tight, padded, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
@@ -70,12 +96,29 @@ def test_a_shift_moves_the_product_and_never_the_weight_itself(kind):
     delta = factors_of(1, 2)
     x = torch.randn(4, 6)
     frozen = linear(x)
-    with shifted(sites, {"site": (delta.b[0], delta.a[0])}):
+    elsewhere = moved_weights(sites, {"site": (delta.b[0], delta.a[0])})
+    with swapped(sites, elsewhere):
         moved = linear(x)
         assert linear.weight is not before
     assert linear.weight is before
     assert torch.equal(before, weight if kind == "linear" else weight.T)
     torch.testing.assert_close(moved - frozen, x @ (delta.b[0] @ delta.a[0]).T, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ZeroDivisionError), shifted(sites, {"site": (delta.b[0], delta.a[0])}):
+    with pytest.raises(ZeroDivisionError), swapped(sites, elsewhere):
         raise ZeroDivisionError
     assert linear.weight is before
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_a_change_beside_a_weight_is_the_weight_moved_under_any_adapter(kind):
+    linear, _ = linear_of(kind)
+    sites, x, delta = {"site": LoraSite(linear)}, torch.randn(4, 3, 6), factors_of(1, 2)
+    deltas = {"site": (delta.b[0], delta.a[0])}
+    for own in ({}, {"site": factors_of(2, 3)}):
+        with installed(sites, own):
+            plain = linear(x)
+            with changed(sites, deltas):
+                beside = linear(x)
+            with swapped(sites, moved_weights(sites, deltas)):
+                torch.testing.assert_close(beside, linear(x), rtol=1e-5, atol=1e-6)
+            assert not torch.allclose(beside, plain)
+            assert torch.equal(linear(x), plain)

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from fedray.model.wire import wire_bytes
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int8)
+DTYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
 SHAPES = st.lists(st.integers(1, 40), max_size=3).map(tuple)
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
 

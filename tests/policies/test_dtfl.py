@@ -19,7 +19,6 @@ from fedray.clock import Trips, close_round
 from fedray.errors import PolicyError
 from fedray.policy import Pace
 from fedray.policy_loading import load_policy
-from fedray.policy_state import freeze_state, thaw_state
 
 # Blocks below the cut train against a head there; cuts 1, 2 and 3 are the tiers.
 TIERS = menu_of(ranks=(2,), local_loss=(True,), whole=False)
@@ -147,11 +146,6 @@ def test_what_it_learns_of_a_real_round_is_the_clients_compute(menu):
     assert [after[k]["seconds"][1] for k in range(4)] == pytest.approx(terms.compute_seconds.tolist())
     # Two steps of 105 FLOPs.
     assert terms.compute_seconds.tolist() == pytest.approx([10.5, 4.2, 2.1, 0.21])
-
-
-def test_its_state_survives_a_checkpoint():
-    schedule = scheduled("dtfl", cohort_of([500, 500]), TIERS, state=learnt([1.05, 4.2]))
-    assert thaw_state(*freeze_state(schedule.state)) == schedule.state
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cut_offers import (
-    BLOCKS,
     MEMORY,
     RATES,
     cohort_of,
@@ -21,6 +20,7 @@ from fedray.assignment import Assignment
 from fedray.errors import PolicyError
 from fedray.policy_loading import load_policy
 from fedray.policy_state import freeze_state, thaw_state
+from fedray.testing.priced_model import BLOCKS
 
 MENU = menu_of(ranks=(2, 8))
 NOTHING = float("nan")

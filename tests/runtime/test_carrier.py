@@ -1,17 +1,20 @@
 """What a carrier answers: equal orders, equal bits; a moved backbone is put back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fedray.adapter import Factors
-from fedray.runtime.carrier import AuditJob, Carrier, EvaluateRows, TrainPack
+from fedray.assignment import HeadOnly
+from fedray.runtime.carrier import AuditJob, Carrier, EvaluateRows, TrainPack, work_of
 from fedray.runtime.local import LocalRuntime
 from fedray.scene import furnish
 from fedray.seeds import derive_seed
 from fedray.training.job import Job
 from fedray.training.shapes import site_ranks
-from tiny_run import assert_same_adapter, begun
+from tiny_run import assert_same_tensors, begun
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_another_carrier_answers_the_same_order_with_the_same_bits(scene, parts)
     one, other = (Carrier(*parts).carry_out(order) for _ in range(2))
     assert [update.client_id for update in one] == [1, 4]
     for mine, theirs in zip(one, other, strict=True):
-        assert_same_adapter(mine.delta, theirs.delta)
+        assert_same_tensors(mine.coded, theirs.coded)
         assert mine.loss == theirs.loss
 
 
@@ -69,7 +72,7 @@ def test_what_a_carrier_did_before_changes_no_answer(scene, parts):
     carrier.carry_out(order_of(scene, (3, 5), delta_of(scene, 1.0)))
     carrier.carry_out(AuditJob(job=order.jobs[0], base_delta=delta_of(scene, 1.0), limit_bytes=None))
     carrier.carry_out(EvaluateRows(adapter=scene[1].state.adapter, rows=np.arange(9)))
-    assert_same_adapter(carrier.carry_out(order)[0].delta, first[0].delta)
+    assert_same_tensors(carrier.carry_out(order)[0].coded, first[0].coded)
 
 
 def test_a_base_delta_is_trained_on_and_one_of_zeros_changes_nothing(scene, parts):
@@ -79,7 +82,7 @@ def test_a_base_delta_is_trained_on_and_one_of_zeros_changes_nothing(scene, part
         for delta in ({}, delta_of(scene, 0.0), delta_of(scene, 1.0))
     )
     assert still.loss == plain.loss
-    assert_same_adapter(still.delta, plain.delta)
+    assert_same_tensors(still.coded, plain.coded)
     assert moved.loss != plain.loss
 
 
@@ -96,3 +99,14 @@ def test_the_local_runtime_answers_in_the_order_asked(scene, parts):
     orders = [order_of(scene, (client,)) for client in (6, 0, 3)]
     answers = [done.answer[0].client_id for done in LocalRuntime(*parts).carry_out(orders)]
     assert answers == [6, 0, 3]
+
+
+def test_a_longer_order_is_one_with_more_steps_tokens_or_trained_blocks(scene):
+    def work(**changed):
+        return work_of(replace(order, jobs=(replace(job, **changed),)))
+
+    order = order_of(scene, (1,))
+    (job,) = order.jobs
+    assert work(num_steps=2 * job.num_steps) == 2 * work()
+    assert work(tokens=3 * job.tokens) == 3 * work()
+    assert work(assignment=replace(job.assignment, adapter=HeadOnly())) < work()

@@ -13,7 +13,7 @@ from fedray.training.boundary import Message, PackMessages
 from fedray.training.client_half import PackHalves
 from fedray.training.train import form_packs
 from shop import BLOCKS, assign, build, job
-from split_shop import SGD, cut_at, targets_of
+from split_shop import SGD, cut_at, in_process, targets_of
 
 
 class Tapped:
@@ -48,15 +48,13 @@ def tapped(family: str, tail: int) -> tuple[Tapped, object]:
     work = replace(cut_at(assign(family, BLOCKS, 2), 1, tail), batch_size=3)
     packs = dict(enumerate(form_packs([job(workshop, family, c, work) for c in range(2)], 8)))
     clients = PackHalves(workshop, packs, targets_of(workshop), clips_as_one=True)
-    server = InProcessServer(
-        workshop, packs, num_shards=1, attention="memory_efficient", recompute=False, shared=None
-    )
+    server = in_process(workshop, packs, num_shards=1)
     tap = Tapped(clients, server)
     run_lockstep(tap, server, "sweep", shared=False)
     return tap, workshop
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("family", ["bert", "llama", "vit"])
 def test_under_a_tail_no_label_and_no_token_crosses(family: str) -> None:
     tap, workshop = tapped(family, tail=1)
     for client, messages in tap.up.items():
@@ -75,13 +73,17 @@ def test_under_a_tail_no_label_and_no_token_crosses(family: str) -> None:
         assert all(not m.token_targets and not m.row_targets and m.lengths is None for m in messages)
 
 
-def test_without_a_tail_what_the_loss_reads_goes_up_and_nothing_else() -> None:
-    tap, workshop = tapped("bert", tail=0)
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_without_a_tail_a_label_goes_up_and_nothing_else(family: str) -> None:
+    tap, workshop = tapped(family, tail=0)
     for client, messages in tap.up.items():
         labels = torch.cat([message.row_targets["label"] for message in messages])
         own = workshop.partitions[client]
         assert sorted(labels.tolist()) == sorted(workshop.pool.numbers["label"][own].tolist())
         assert all(set(m.row_targets) == {"label"} and not m.token_targets for m in messages)
+
+
+def test_without_a_tail_the_tokens_that_a_decoder_is_to_predict_go_up() -> None:
     tap, _ = tapped("llama", tail=0)
     sent = [message for messages in tap.up.values() for message in messages]
     assert all(set(m.token_targets) == {"input_ids"} and not m.row_targets for m in sent)

@@ -15,7 +15,6 @@ from fedray.model.anatomy import dissect
 from fedray.model.counter import CPU_FLASH_FLOPS, ByteCounter
 from fedray.model.load import empty_backbone
 from fedray.riders import Riders
-from fedray.server.in_process import InProcessServer
 from fedray.server.lockstep import Order, Traffic, run_lockstep
 from fedray.training.boundary import read_by_loss
 from fedray.training.client_half import PackHalves
@@ -25,9 +24,10 @@ from fedray.training.job import Job
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.train import Workshop, form_packs
 from lone import Case, real, subject
-from shop import BLOCKS, CONFIGS, LABELS, TARGETS, TASKS, build, job
+from shop import BLOCKS, CONFIGS, LABELS, TARGETS, TASKS, build, job, num_labels
+from split_shop import in_process
 
-FAMILIES = ["llama", "qwen3", "gpt2", "bert"]
+FAMILIES = ["llama", "qwen3", "gpt2", "bert", "vit"]
 SIZES = (9, 4, 13, 6, 5, 8, 7, 3)
 CLIPPED = LocalOptimizer(max_grad_norm=0.5)
 UNCLIPPED = LocalOptimizer(optim="sgd", max_grad_norm=None)
@@ -75,7 +75,7 @@ def tracer(workshop: Workshop, family: str, *, clips_as_one: bool) -> FootprintT
         TraceSubject(
             anatomies={"fp32": dissect(empty_backbone(CONFIGS[family], TASKS[family].head))},
             task=workshop.task,
-            num_labels=LABELS if family == "bert" else 0,
+            num_labels=num_labels(family),
             optimizer=workshop.optimizer,
             meta_batch=lambda rows, tokens: meta_batch(workshop, rows, tokens),
             clips_as_one=clips_as_one,
@@ -103,12 +103,10 @@ def run(workshop: Workshop, jobs: Sequence[Job], *, order: Order = "sweep", shar
     """A whole round with the server in this process."""
     packs = dict(enumerate(form_packs(jobs, 8 if order == "sweep" else 1)))
     clients = PackHalves(workshop, packs, targets_of(workshop), clips_as_one=not shared)
-    server = InProcessServer(
+    server = in_process(
         workshop,
         packs,
         num_shards=2,
-        attention="memory_efficient",
-        recompute=False,
         shared=_server_adapter(workshop) if shared else None,
     )
     return run_lockstep(clients, server, order, shared=shared)
@@ -118,15 +116,16 @@ def _server_adapter(workshop: Workshop) -> Adapter:
     return job(workshop, "bert", 0, asked("bert", 0, 0, "none", (4,) * BLOCKS, 1)).sent
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("optimizer", [CLIPPED, UNCLIPPED], ids=["clipped", "unclipped"])
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("family", "epochs"), [("bert", 1), ("bert", 3), ("llama", 1), ("llama", 3), ("vit", 3)]
+)
 def test_what_crosses_a_cut_in_a_round_is_what_was_predicted_to_the_byte(
     family: str, optimizer: LocalOptimizer, epochs: int
 ) -> None:
     workshop = build(family, [*SIZES, 10, 11, 12], optimizer)
     jobs = [job(workshop, family, c, asked(family, *knobs, epochs)) for c, knobs in enumerate(KNOBS)]
-    if family == "bert":  # whose head trains where nothing else does, and has a like at a cut
+    if num_labels(family):  # a head trains where nothing else does, and has a like at a cut
         headed = asked(family, 1, 1, "int8", (0,) * BLOCKS, epochs)
         at_cut = replace(asked(family, 2, 0, "int4", (2, 2, 0, 2), epochs), local_loss=True)
         jobs += [job(workshop, family, len(jobs) + i, a) for i, a in enumerate((headed, at_cut))]
@@ -185,9 +184,7 @@ def serve_a_step(case: Case, *, up: Counter, back: Counter, recompute: bool) -> 
     workshop, work = real(case)
     packs = {0: [work]}
     clients = PackHalves(workshop, packs, targets_of(workshop), clips_as_one=True)
-    server = InProcessServer(
-        workshop, packs, num_shards=1, attention="memory_efficient", recompute=recompute, shared=None
-    )
+    server = in_process(workshop, packs, num_shards=1, recompute=recompute)
     sent = clients.ascend(0)
     if isinstance(up, ByteCounter):
         model = workshop.backbones["fp32"].anatomy.model

@@ -70,6 +70,7 @@ def test_zero3_is_filled_with_what_a_sweep_over_frozen_blocks_needs():
         "bf16": {"enabled": False},
         "zero_optimization": {
             "stage": 3,
+            "stage3_allgather_sequential": True,
             "stage3_max_reuse_distance": 0,
             "stage3_prefetch_bucket_size": 0,
             "stage3_max_live_parameters": 14_000_000,
@@ -101,8 +102,9 @@ def test_bf16_is_on_for_a_backbone_in_bf16_and_fp16_never_is():
 def test_of_hugging_faces_own_file_only_auto_is_replaced():
     settings = zero_settings(HUGGING_FACE, FACTS)
     zero, theirs = settings["zero_optimization"], HUGGING_FACE["zero_optimization"]
-    changed = {name for name, value in zero.items() if theirs[name] != value}
+    changed = {name for name, value in theirs.items() if zero[name] != value}
     assert changed == {name for name, value in theirs.items() if value == "auto"}
+    assert zero.keys() - theirs.keys() == {"stage3_allgather_sequential"}
     assert (settings["steps_per_print"], settings["wall_clock_breakdown"]) == (2000, False)
 
 
@@ -111,6 +113,7 @@ def test_stage_3_alone_is_enough_since_deepspeeds_own_defaults_would_leave_every
     assert what_stays_whole(settings, FACTS) == []
     assert settings["zero_optimization"] == {
         "stage": 3,
+        "stage3_allgather_sequential": True,
         "stage3_max_reuse_distance": 0,
         "stage3_prefetch_bucket_size": 0,
         "stage3_max_live_parameters": 14_000_000,

@@ -4,13 +4,22 @@ from dataclasses import replace
 
 import pytest
 
-from fedray.server.in_process import InProcessServer
 from fedray.server.lockstep import Order, run_lockstep, updates_of
 from fedray.training.client_half import PackHalves
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.train import form_packs
-from shop import BLOCKS, assign, build, job
-from split_shop import FAMILIES, SGD, STEEP, cut_at, distance, targets_of, train_split, train_whole
+from shop import BLOCKS, assign, b_alone, build, job
+from split_shop import (
+    FAMILIES,
+    SGD,
+    STEEP,
+    cut_at,
+    distance,
+    in_process,
+    targets_of,
+    train_split,
+    train_whole,
+)
 
 CLIPPED = LocalOptimizer(optim="sgd", learning_rate=0.05, max_grad_norm=0.01)
 
@@ -31,15 +40,14 @@ def test_a_step_across_any_cut_is_the_step_of_the_whole_model(family: str, tail:
 
 @pytest.mark.parametrize("optimizer", [SGD, CLIPPED], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("order", ["sweep", "queue"])
+@pytest.mark.parametrize("train_a", [True, False], ids=["A and B", "B alone"])
 def test_replica_ends_where_whole_models_end_for_any_mix_of_cuts(
-    optimizer: LocalOptimizer, order: Order
+    optimizer: LocalOptimizer, order: Order, train_a: bool
 ) -> None:
     workshop = build("bert", [9, 4, 13, 6, 5, 8], optimizer)
     knobs = [(0, 0, 2), (1, 1, 4), (3, 0, 8), (2, 1, 1), (1, 0, 2), (2, 0, 4)]  # cut, tail, rank
-    jobs = [
-        job(workshop, "bert", c, replace(cut_at(assign("bert", BLOCKS, rank), cut, tail), num_epochs=2))
-        for c, (cut, tail, rank) in enumerate(knobs)
-    ]
+    plans = [cut_at(assign("bert", BLOCKS, rank, num_epochs=2), cut, tail) for cut, tail, rank in knobs]
+    jobs = [job(workshop, "bert", c, p if train_a else b_alone(p)) for c, p in enumerate(plans)]
     per_pack = 8 if order == "sweep" else 1
     split = train_split(workshop, jobs, order=order, num_shards=2, per_pack=per_pack)
     alone = train_whole(workshop, jobs)
@@ -71,9 +79,7 @@ def test_a_frozen_bottom_sends_each_row_once_and_gets_nothing_back() -> None:
     jobs = [job(workshop, "bert", c, frozen) for c in range(2)]
     packs = dict(enumerate(form_packs(jobs, 8)))
     clients = PackHalves(workshop, packs, targets_of(workshop), clips_as_one=True)
-    server = InProcessServer(
-        workshop, packs, num_shards=1, attention="memory_efficient", recompute=False, shared=None
-    )
+    server = in_process(workshop, packs, num_shards=1)
     traffic = run_lockstep(clients, server, "sweep", shared=False)
     tokens = [int(workshop.pool.lengths[own].sum()) for own in workshop.partitions]
     rows = [len(own) for own in workshop.partitions]

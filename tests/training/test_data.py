@@ -5,10 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig, ViTConfig
 
 from fedray.assignment import Assignment, lora_on_top
-from fedray.errors import DataError
-from fedray.training.data import FILLER, Encoded, batch_plan, bucket, collate, encode
+from fedray.errors import ConfigError, DataError
+from fedray.model.anatomy import dissect
+from fedray.model.load import empty_backbone
+from fedray.training.data import FILLER, Encoded, batch_plan, bucket, collate, encode, longest_row
 
 
 class Letters:
@@ -54,6 +57,42 @@ def test_a_batch_worked_by_hand():
         "share": torch.float32,
         "weight": torch.float32,
     }
+
+
+def test_arrays_of_one_shape_are_rows_of_a_batch_and_zero_in_fillers():
+    rows = [
+        {"input_ids": [1], "boxes": np.array([[1, 2], [3, 4]]), "share": np.array([[0.5]])},
+        {"input_ids": [2], "boxes": np.array([[5, 6], [7, 8]]), "share": np.array([[0.25]])},
+    ]
+    kept = encoded(rows)
+    assert kept.arrays["boxes"].dtype == np.int32
+    batch = kept.batch(np.array([1, FILLER, 0]), 2)
+    assert batch["boxes"].tolist() == [[[5, 6], [7, 8]], [[0, 0], [0, 0]], [[1, 2], [3, 4]]]
+    assert batch["share"].tolist() == [[[0.25]], [[0.0]], [[0.5]]]
+    assert (batch["boxes"].dtype, batch["share"].dtype) == (torch.int64, torch.float32)
+
+
+def test_bytes_stand_for_the_levels_of_their_channel():
+    pixels = np.array([[[[0, 255]], [[1, 2]]]], np.uint8)  # one row of two channels, one by two
+    levels = np.stack([np.arange(256) / 255, -np.arange(256.0)]).astype(np.float32)
+    kept = Encoded(
+        lengths=np.array([3]), starts=np.array([0]), lists={}, numbers={}, pad_id=0,
+        arrays={"pixel_values": pixels}, levels={"pixel_values": levels},
+    )  # fmt: skip
+    batch = kept.batch(np.array([0, FILLER]), 3)
+    assert batch["pixel_values"].tolist() == [[[[0.0, 1.0]], [[-1.0, -2.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert pixels.tolist() == [[[[0, 255]], [[1, 2]]]]
+
+
+def test_a_text_has_128_tokens_at_most_and_an_image_the_models_own():
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+    vit, bert = (
+        dissect(empty_backbone(c, "classification")) for c in (config, BertConfig(num_hidden_layers=1))
+    )
+    assert (longest_row(bert, None), longest_row(bert, 64), longest_row(vit, None)) == (128, 64, 5)
+    with pytest.raises(ConfigError, match=r"data\.max_length = 64 has no effect on images, .* 5 tokens each"):
+        longest_row(vit, 64)
 
 
 def test_a_tasks_own_mask_is_kept():
@@ -105,6 +144,10 @@ def test_what_goes_in_comes_out_and_the_rest_is_padding(lists, tokens, data):
         (
             [{"input_ids": [1], "labels": [1, 2]}],
             "feature 'labels' of row 0 is neither a number in every row nor",
+        ),
+        (
+            [{"input_ids": [1], "box": np.zeros((1, 2))}, {"input_ids": [1], "box": np.zeros((1, 3))}],
+            "feature 'box' of row 1 is neither .* nor an array of one shape",
         ),
         ([{"input_ids": [1], "text": "one"}], "features are numbers, found 'one'"),
     ],

@@ -24,7 +24,7 @@ from fedray.training.held import weights
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.train import train_pack
 from lone import CONFIGS, DEEP, LONG, Case, allocator_peak, real, subject, tracer
-from shop import BLOCKS, TARGETS, assign, build, job
+from shop import BLOCKS, TARGETS, assign, b_alone, build, job
 
 LENGTHS = (32, 256, 1024)
 PER_FAMILY = 15  # 60 assignments in all
@@ -38,7 +38,10 @@ def cases(family: str) -> Iterator[Case]:
             HeadOnly()
             if i == 0 and family == "bert"
             else Lora(
-                ranks=ranks if any(ranks) else (0,) * (DEEP - 1) + (2,), targets=TARGETS[family], scale=2.0
+                ranks=ranks if any(ranks) else (0,) * (DEEP - 1) + (2,),
+                targets=TARGETS[family],
+                scale=2.0,
+                train_a=i % 5 != 2,
             )
         )
         tokens = LENGTHS[i % 3]
@@ -53,7 +56,11 @@ def cases(family: str) -> Iterator[Case]:
                 batch_size=rows,
             ),
             shape=WorkShape(rows=rows, tokens=tokens, attention=ATTENTIONS[int(random.integers(2))]),
-            optimizer=LocalOptimizer(optim="adamw" if i % 2 else "sgd", max_grad_norm=1.0 if i % 2 else None),
+            optimizer=LocalOptimizer(
+                optim="adamw" if i % 2 else "sgd",
+                max_grad_norm=1.0 if i % 2 else None,
+                proximal_mu=0.1 if i % 6 > 3 else 0.0,
+            ),
         )
 
 
@@ -92,6 +99,29 @@ def test_the_live_counter_sees_what_torchs_allocator_sees(family: str) -> None:
         audit(workshop, work)  # first use of a kernel allocates what it keeps
         reported, counted = allocator_peak(work, workshop)
         assert reported == pytest.approx(counted, rel=0.005), case
+
+
+def test_an_a_that_nobody_trains_is_held_once_and_never_sent() -> None:
+    case = Case(
+        family="bert",
+        assignment=Assignment(blocks=tuple(range(DEEP)), adapter=lora_everywhere("bert"), batch_size=2),
+        shape=WorkShape(rows=2, tokens=32, attention="memory_efficient"),
+        optimizer=LocalOptimizer(optim="adamw"),
+    )
+    frozen = replace(case, assignment=b_alone(case.assignment))
+    both, b_only = (tracer(c, real(c)[0])(c.assignment, c.shape) for c in (case, frozen))
+    # A of rank 4 on 32 inputs, at query and value of 4 blocks.
+    a_numbers = 8 * 4 * 32
+    assert both.trained_params - b_only.trained_params == a_numbers
+    # Besides the one that is needed: a copy to train, a gradient and AdamW's two moments.
+    assert both.peak_bytes - b_only.peak_bytes >= 3 * 4 * a_numbers
+    assert both.terms.optimizer - b_only.terms.optimizer >= 2 * 4 * a_numbers
+    # Less than the numbers themselves, for the names of tensors are not sent either.
+    assert both.up_bytes - b_only.up_bytes > 4 * a_numbers
+    assert b_only.up_bytes == b_only.down_bytes
+    # Its gradient is not computed: of four products a site's backward has three.
+    assert b_only.backward_flops < both.backward_flops
+    assert b_only.forward_flops == both.forward_flops
 
 
 def at_shape(case: Case, rows: int, tokens: int, attention: Attention | None = None) -> Case:

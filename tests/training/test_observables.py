@@ -10,10 +10,11 @@ import torch
 from fedray.cost import WorkShape
 from fedray.model.anatomy import dissect
 from fedray.model.load import empty_backbone
-from fedray.observable import OBSERVABLES
+from fedray.observable import BLOCK_OBSERVABLES, OBSERVABLES
 from fedray.training.audit import audit
 from fedray.training.data import FILLER
 from fedray.training.footprint import FootprintTracer, TraceSubject
+from fedray.training.link import on_its_way
 from fedray.training.observables import BlockStatistics
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Stack
@@ -31,8 +32,9 @@ def linear(clients, block, num_blocks=3, optimizer=STILL):
         "s.lora_B": torch.tensor([[[b]] for _, b in clients]),  # [C, 1, 1]
         "head.weight": torch.ones(len(clients), 1, 1),
     }
-    stack = Stack(params, {"s": torch.full((len(clients), 1, 1), 2.0)}, optimizer, torch.zeros(len(clients)))
-    stack.statistics = BlockStatistics(OBSERVABLES, {"s": block}, num_blocks, stack.steps)
+    scales = {"s": torch.full((len(clients), 1, 1), 2.0)}
+    stack = Stack(params, {}, scales, optimizer, torch.zeros(len(clients)))
+    stack.statistics = BlockStatistics(BLOCK_OBSERVABLES, {"s": block}, num_blocks, stack.steps)
     return stack
 
 
@@ -77,7 +79,10 @@ def test_clients_of_unlike_ranks_and_depths_report_from_a_pack_what_they_report_
         (alone,) = train_pack(workshop, [work])
         assert list(packed.statistics) == list(OBSERVABLES)
         depth = sum(rank > 0 for rank in work.assignment.adapter.ranks)
-        for name, values in packed.statistics.items():
+        squared, alones = packed.statistics["squared_loss"], alone.statistics["squared_loss"]
+        torch.testing.assert_close(squared, alones, rtol=1e-4, atol=0)
+        for name in BLOCK_OBSERVABLES:
+            values = packed.statistics[name]
             assert values.shape == (BLOCKS,)
             assert values.isnan().tolist() == [True] * (BLOCKS - depth) + [False] * depth
             torch.testing.assert_close(values, alone.statistics[name], rtol=1e-4, atol=1e-9, equal_nan=True)
@@ -93,6 +98,22 @@ def test_the_mean_square_is_over_a_clients_own_parameters_not_its_packs():
         assert len(ours) == 2
         fisher, norm = update.statistics["fisher"][3], update.statistics["grad_norm"][3]
         assert float(fisher) * sum(ours) == pytest.approx(float(norm) ** 2, rel=1e-4)
+
+
+def test_the_squared_loss_is_the_mean_over_rows_whatever_batches_and_packs_they_came_in():
+    # Untrained, with five rows in batches of four: the sixth client's rows are the others', one each.
+    still = replace(assign("bert", 2, 2), num_epochs=2)
+    workshop = build("bert", [1, 1, 1, 1, 1], STILL)
+    first = job(workshop, "bert", 0, still)
+    alone = train_pack(workshop, [replace(first, client_id=k) for k in range(5)])
+    together = replace(workshop, partitions=(np.arange(5), np.arange(2)))
+    jobs = [
+        replace(first, client_id=k, num_rows=rows, num_steps=still.num_steps(rows), observables=OBSERVABLES)
+        for k, rows in enumerate((5, 2))
+    ]
+    rows = np.array([update.loss for update in alone])
+    for update, own in zip(train_pack(together, jobs), (rows, rows[:2]), strict=True):
+        assert update.statistics["squared_loss"].tolist() == pytest.approx([(own**2).mean()], rel=1e-5)
 
 
 def test_being_watched_changes_no_bit_of_training():
@@ -134,8 +155,9 @@ def test_statistics_are_charged_bytes_memory_and_traffic_as_they_are(asked):
         return FootprintTracer(subject, None)(work.assignment, shape)
 
     found, plain = traced(asked), traced(())
-    assert found.up_bytes == len(safetensors.torch.save(update.tensors()))
-    assert found.up_bytes >= plain.up_bytes + len(asked) * BLOCKS * 4
+    assert found.up_bytes == len(safetensors.torch.save(on_its_way(work, update).tensors()))
+    values = sum(1 if name == "squared_loss" else BLOCKS for name in asked)
+    assert found.up_bytes >= plain.up_bytes + 4 * values
     assert found.down_bytes == plain.down_bytes == plain.up_bytes
     assert found.moved_bytes > plain.moved_bytes
     assert audit(workshop, work).peak_bytes == pytest.approx(found.peak_bytes, rel=0.02)

@@ -20,6 +20,7 @@ from fedray.training.footprint import FootprintTracer
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.short_steps import shortened
 from fedray.training.task import Batch, Forward
+from fedray.training.tasks.image_classification import ImageClassification
 from fedray.training.tasks.text_classification import TextClassification
 from lone import CONFIGS, DEEP, LONG, Case, allocator_peak, real, subject, tracer
 from shop import LABELS, TARGETS
@@ -129,7 +130,8 @@ def test_depths_on_both_sides_of_a_cut_are_extrapolated_to_the_byte() -> None:
         client = traced._count("client", assignment, shape)
         assert footprint.peak_bytes == sum(client.peak().values())
         assert footprint.forward_flops == client.forward_flops
-        assert footprint.backward_flops == client.backward_flops
+        assert footprint.backward_flops == client.turn_flops + client.backward_flops
+        assert footprint.turn_flops == client.turn_flops
         assert footprint.moved_bytes == sum(moved * times for (_, moved), times in client.ops.items())
         server = traced._count("server", assignment, shape)
         assert footprint.server is not None
@@ -242,8 +244,24 @@ def test_a_loss_that_needs_the_whole_model_is_refused_under_any_cut() -> None:
             traced(placed(case, 1, tail, (1,) * DEEP), case.shape)
 
 
-def test_a_loss_at_the_cut_is_traced_with_its_own_head() -> None:
-    case = next(cases("bert"))
+class Redrawing(ImageClassification):
+    """Asks for the pixels, which stay with the client."""
+
+    def loss(self, forward: Forward, batch: Batch) -> Tensor:
+        return (forward(batch)[:, 0] - batch["pixel_values"].flatten(1).mean(1)).square()
+
+
+def test_a_loss_that_reads_a_whole_image_is_refused_under_a_cut() -> None:
+    case = next(cases("vit"))
+    workshop, _ = real(case)
+    traced = FootprintTracer(replace(subject(case, workshop), task=Redrawing(classes=[0, 1])), None)
+    with pytest.raises(TrainingError, match=r"reads pixel_values, an array a row, .* or give no cuts"):
+        traced(placed(case, 1, 0, (1,) * DEEP), case.shape)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_a_loss_at_the_cut_is_traced_with_its_own_head(family: str) -> None:
+    case = next(cases(family))
     for ranks, recompute in (((1, 4, 0, 0), False), ((2, 2, 8, 8), True)):
         a = placed(case, 2, 0, ranks, recompute=recompute, local_loss=True, cut_codec="int8")
         alone = replace(case, assignment=a, shape=WorkShape(rows=2, tokens=256, attention="eager"))

@@ -3,7 +3,8 @@
 To add a family, write a module beside this one that ends in ``FAMILY = Family(...)``; nothing else
 changes. No function of a family may look at a tensor's values: the same code runs on the meta device.
 
-Letters of shapes: N rows, T tokens, D hidden width, H head width.
+Letters of shapes: N rows, T tokens, D hidden width, H head width; of an image C channels, and its height and
+width.
 """
 
 import importlib
@@ -20,6 +21,12 @@ from transformers import PreTrainedModel
 from fedray.errors import ModelError
 
 Head = Literal["backbone", "causal_lm", "classification"]
+# What a batch calls what goes into the stem: token ids [N, T], or an image a row, [N, C, height, width].
+Inputs = Literal["input_ids", "pixel_values"]
+# What an axis of a tensor runs over: "qkv" is three times the heads, "rotary" the pairs of a rotating head.
+TensorAxis = Literal[
+    "vocabulary", "positions", "hidden", "heads", "kv_heads", "qkv", "head_dim", "rotary", "ffn"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +34,14 @@ class Context:
     """What every block of one forward pass reads beside the hidden states.
 
     Attributes:
-        mask: added to the attention scores, 0 where a token may look, [N, 1, T, T] or [N, 1, 1, T].
+        mask: added to the attention scores, 0 where a token may look, [N, 1, T, T] or [N, 1, 1, T]; None for
+            a family whose tokens all look at all others of their row.
         attention_mask: 1 at real tokens, [N, T].
         rotary: cosine and sine of the positions, [1, T, H] each, for families that rotate.
         input_ids: [N, T]; absent where only hidden states arrived.
     """
 
-    mask: Tensor
+    mask: Tensor | None
     attention_mask: Tensor
     rotary: tuple[Tensor, Tensor] | None = None
     input_ids: Tensor | None = None
@@ -50,12 +58,18 @@ class Family:
         blocks: path of the block list in the backbone.
         stem: paths of the modules before the first block, in the backbone.
         pooler: whether its backbone ends in one that `add_pooling_layer` leaves out.
-        max_tokens: the longest row a configuration allows, None without a limit. Raises ModelError
-            for a configuration whose arithmetic the family does not follow.
-        embed: (backbone, input_ids [N, T]) to hidden [N, T, D].
+        max_tokens: the longest row a configuration allows, None without a limit; where images go in, the
+            tokens of each. Raises ModelError for a configuration whose arithmetic the family does not follow.
+        embed: (backbone, what ``inputs`` names) to hidden [N, T, D].
         context: (backbone, hidden [N, T, D], attention_mask [N, T]) to what the blocks read.
         block: (block, hidden [N, T, D], context) to hidden [N, T, D].
         head: (model, backbone, head, hidden, context) to logits, or the last hidden states.
+        axes: what the axes of each module's weight run over, output first, or of a tensor by its own name; by
+            the end of a path, of which the longest holds. A bias, or a norm's weight, has the first alone.
+        ffn_size: what the configuration calls the feed-forward width; absent there, it is 4 D.
+        free_heads: whether heads may together be wider or narrower than the hidden states.
+        inputs: what goes into the stem.
+        class_token: its first token stands for the whole row, and a classifier reads that one alone.
     """
 
     model_types: tuple[str, ...]
@@ -69,6 +83,11 @@ class Family:
     context: Callable[[nn.Module, Tensor, Tensor], Context]
     block: Callable[[nn.Module, Tensor, Context], Tensor]
     head: Callable[[PreTrainedModel, nn.Module, Head, Tensor, Context], Tensor]
+    axes: Mapping[str, tuple[TensorAxis | None, ...]]
+    ffn_size: str = "intermediate_size"
+    free_heads: bool = False
+    inputs: Inputs = "input_ids"
+    class_token: bool = False
 
 
 @cache

@@ -61,4 +61,14 @@ FAMILY = Family(
     context=_context,
     block=_block,
     head=_head,
+    axes={
+        "word_embeddings": ("vocabulary", "hidden"),
+        "position_embeddings": ("positions", "hidden"),
+        "token_type_embeddings": (None, "hidden"),
+        "LayerNorm": ("hidden",),
+        **dict.fromkeys(("query", "key", "value"), ("heads", "hidden")),
+        "attention.output.dense": ("hidden", "heads"),
+        "intermediate.dense": ("ffn", "hidden"),
+        "output.dense": ("hidden", "ffn"),
+    },
 )

@@ -46,4 +46,17 @@ FAMILY = Family(
     context=_context,
     block=_block,
     head=_head,
+    axes={
+        "wte": ("vocabulary", "hidden"),
+        "wpe": ("positions", "hidden"),
+        "ln_1": ("hidden",),
+        "attn.c_attn": ("qkv", "hidden"),
+        "attn.c_proj": ("hidden", "heads"),
+        "ln_2": ("hidden",),
+        "mlp.c_fc": ("ffn", "hidden"),
+        "mlp.c_proj": ("hidden", "ffn"),
+        "ln_f": ("hidden",),
+        "lm_head": ("vocabulary", "hidden"),
+    },
+    ffn_size="n_inner",
 )

@@ -13,7 +13,6 @@ from fedray.model.families import Context, Family, Head, causal_mask, decoder_he
 # These recompute their frequencies from the positions they meet, which the meta device does not have.
 _VALUE_DEPENDENT_ROPE = ("dynamic", "longrope")
 
-
 Rotary = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -29,8 +28,7 @@ def _max_tokens(config: Any) -> int | None:
 
 
 def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
-    hidden: Tensor = backbone.get_submodule("embed_tokens")(input_ids)
-    return hidden
+    return cast(Tensor, backbone.get_submodule("embed_tokens")(input_ids))
 
 
 def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
@@ -45,8 +43,7 @@ def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Con
 
 
 def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
-    out: Tensor = block(hidden, attention_mask=context.mask, position_embeddings=context.rotary)
-    return out
+    return cast(Tensor, block(hidden, attention_mask=context.mask, position_embeddings=context.rotary))
 
 
 def _head(
@@ -67,4 +64,16 @@ FAMILY = Family(
     context=_context,
     block=_block,
     head=_head,
+    axes={
+        **dict.fromkeys(("embed_tokens", "lm_head"), ("vocabulary", "hidden")),
+        "q_proj": ("heads", "hidden"),
+        **dict.fromkeys(("k_proj", "v_proj"), ("kv_heads", "hidden")),
+        "o_proj": ("hidden", "heads"),
+        **dict.fromkeys(("q_norm", "k_norm"), ("head_dim",)),
+        **dict.fromkeys(("gate_proj", "up_proj"), ("ffn", "hidden")),
+        "down_proj": ("hidden", "ffn"),
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm", "norm"), ("hidden",)),
+        **dict.fromkeys(("inv_freq", "original_inv_freq"), ("rotary",)),
+    },
+    free_heads=True,
 )

@@ -27,9 +27,15 @@ class LengthOfText:
 """
 
 
-def test_three_tasks_ship_and_load_by_name():
-    assert task_names() == ("causal_lm", "supervised_finetuning", "text_classification")
-    for name, head in zip(task_names(), ("causal_lm", "causal_lm", "classification"), strict=True):
+def test_four_tasks_ship_and_load_by_name():
+    heads = {
+        "causal_lm": "causal_lm",
+        "image_classification": "classification",
+        "supervised_finetuning": "causal_lm",
+        "text_classification": "classification",
+    }
+    assert task_names() == tuple(heads)
+    for name, head in heads.items():
         assert load_task(name).head == head
 
 
@@ -54,7 +60,7 @@ def test_a_task_of_fifteen_lines_is_loaded_by_path_and_trains(tmp_path, minilm_t
 
 def test_an_unknown_task_is_answered_with_the_known_ones():
     with pytest.raises(
-        ConfigError, match="no task 'clasification': give one of causal_lm, supervised_finetuning"
+        ConfigError, match="no task 'clasification': give one of causal_lm, image_classification"
     ):
         load_task("clasification")
 

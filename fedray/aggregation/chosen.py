@@ -1,0 +1,61 @@
+"""The rule that a configuration and its policy come to, and what it asks of the clients' work."""
+
+from dataclasses import dataclass
+
+from fedray.aggregation.presets import PRESETS, make_aggregation
+from fedray.aggregation.rule import Aggregation
+from fedray.aggregation.server_optimizer import ServerStepped
+from fedray.config.sections import Config, NoServerOptimizer
+from fedray.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenRule:
+    """A run's rule.
+
+    Attributes:
+        weighs_rows: an update weighs its client's rows; otherwise all weigh alike.
+        trains_a: whether LoRA's A is trained beside B, by every client in every round.
+    """
+
+    rule: Aggregation
+    weighs_rows: bool
+    trains_a: bool
+
+
+def choose_rule(config: Config, asked: str | None) -> ChosenRule:
+    """The configuration's rule, or with ``auto`` the one that the policy asks for.
+
+    Args:
+        config: checked already.
+        asked: the policy's, by name.
+
+    Raises:
+        ConfigError: for a rule, an option or a value that is not known, or that contradicts the menu.
+    """
+    section = config.aggregation
+    name = (asked or "factor_mean") if section.name == "auto" else section.name
+    clip = {} if section.clip_norm is None else {"clip_norm": section.clip_norm}
+    rule = make_aggregation(name, {**section.options, **clip})
+    if not isinstance(section.server_optimizer, NoServerOptimizer):
+        rule = ServerStepped(rule=rule, optimizer=section.server_optimizer)
+    usual = PRESETS[name].weights if name in PRESETS else "rows"
+    return ChosenRule(
+        rule=rule,
+        weighs_rows=(section.weights or usual) == "rows",
+        trains_a=_trains_a(config.menu.train_lora_a, rule),
+    )
+
+
+def _trains_a(asked: bool | None, rule: Aggregation) -> bool:
+    if rule.freezes_a and asked:
+        raise ConfigError(
+            f"aggregation {rule.name!r} averages B over one A that nobody trains, and menu.train_lora_a is "
+            "true; drop the one or the other."
+        )
+    if asked is False and not rule.keeps_rank_indices:
+        raise ConfigError(
+            f"menu.train_lora_a: false keeps A as it was drawn, and aggregation {rule.name!r} gives clients "
+            "another A every round; drop it, or choose ffa_lora or a factor mean."
+        )
+    return not rule.freezes_a if asked is None else asked

@@ -1,0 +1,42 @@
+"""What a configuration and its policy may both say: the pace of rounds, and the interval of averaging."""
+
+from fedray.config.sections import Config
+from fedray.errors import ConfigError
+from fedray.policy import Pace
+from fedray.policy_loading import LoadedPolicy
+from fedray.selection import SelectedBy
+
+
+def agreed_pace(config: Config, policy: LoadedPolicy | SelectedBy) -> Pace:
+    """The policy's, or the configuration's. Raises ConfigError if both say when a round closes."""
+    given = {key: value for key, value in config.pace.model_dump().items() if value is not None}
+    if policy.pace is None:
+        return Pace(**given)
+    if given:
+        raise ConfigError(
+            f"pace.{next(iter(given))} has no effect with the policy {policy.name!r}, which sets the pace "
+            f"itself ({policy.pace}); drop the one or the other."
+        )
+    return policy.pace
+
+
+def agreed_interval(config: Config, policy: LoadedPolicy | SelectedBy, *, trains_a: bool) -> int:
+    """The policy's, or the configuration's. Raises ConfigError for one that has no effect or no meaning."""
+    own, given = policy.aggregation_interval, config.server.aggregation_interval
+    if own is not None and given is not None:
+        raise ConfigError(
+            f"server.aggregation_interval has no effect with the policy {policy.name!r}, which sets it to "
+            f"{own} itself; drop the one or the other."
+        )
+    interval = own or given or 1
+    if own is not None and own > 1 and not config.menu.cuts:
+        raise ConfigError(
+            f"The policy {policy.name!r} averages what lies below the cuts every {own} rounds, and the menu "
+            "has no cuts; give menu.cuts, or choose another policy."
+        )
+    if interval > 1 and not trains_a:
+        raise ConfigError(
+            f"An aggregation_interval of {interval} lets clients keep factors of their own, and this run "
+            "leaves A untrained and the same for all; set it to 1, or train A."
+        )
+    return interval

@@ -1,0 +1,230 @@
+"""``comparison.html``, and the table on a terminal."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedray.comparison.contest import FEWEST_SEEDS, Finished, Row, by_setting
+from fedray.comparison.entrants import said
+from fedray.comparison.pictures import cost_figure
+from fedray.comparison.shown_numbers import policies_of, shown_difference, shown_median
+from fedray.comparison.tuning import Tried
+from fedray.report.drawing import show_joules
+from fedray.report.markup import Section, document, html_table, paragraph, picture
+from fedray.units import show_bytes, show_seconds
+
+Column = tuple[str, str, str]
+_MAIN: tuple[Column, ...] = (
+    ("Accuracy", "accuracy", ""),
+    ("at equal time", "accuracy at equal", "virtual time"),
+    ("at equal bytes", "accuracy at equal", "bytes"),
+    ("at equal energy", "accuracy at equal", "energy"),
+    ("Time to target", "cost to target", "virtual time"),
+    ("Bytes to target", "cost to target", "bytes"),
+    ("Energy to target", "cost to target", "energy"),
+)
+_SPENT: tuple[Column, ...] = (
+    ("Virtual time", "total", "virtual time"),
+    ("Bytes", "total", "bytes"),
+    ("Energy", "total", "energy"),
+    ("Wasted time", "waste", "virtual time"),
+    ("Wasted bytes", "waste", "bytes"),
+    ("Wasted energy", "waste", "energy"),
+    ("Peak memory", "peak memory", ""),
+    ("of its memory", "peak share of memory", ""),
+)
+_FAIR: tuple[Column, ...] = (
+    ("Participation", "participation", ""),
+    ("Worst tenth", "accuracy of worst tenth", ""),
+    ("Unseen", "accuracy of unseen", ""),
+)
+_PAIRED: tuple[Column, ...] = (*_MAIN[:4], *_FAIR)
+
+
+def text_of(rows: Sequence[Row], targets: Mapping[str, float]) -> str:
+    """A table for a terminal, a policy a line; one for each setting."""
+    from rich.console import Console
+    from rich.table import Table
+
+    written = io.StringIO()
+    console = Console(file=written, width=150, highlight=False)
+    for setting, here in _parted(rows).items():
+        first, *_ = policies = policies_of(here)
+        title = f"{setting or 'Medians over seeds'}; target {targets[setting]:.3f}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table.add_column("Policy")
+        for name, _, _ in _MAIN:
+            table.add_column(name, justify="right")
+        table.add_column(f"Less {first}, by seed", justify="right", no_wrap=True)
+        for policy in policies:
+            cells = [shown_median(here, policy, measure, group) for _, measure, group in _MAIN]
+            table.add_row(policy, *cells, _against(here, policy, first, "accuracy", ""))
+        console.print(table)
+    return "\n".join(line.rstrip() for line in written.getvalue().rstrip().splitlines())
+
+
+def comparison_page(
+    runs: Sequence[Finished], rows: Sequence[Row], tried: Sequence[Tried], targets: Mapping[str, float]
+) -> str:
+    """The whole page as HTML."""
+    parted, finished = _parted(rows), by_setting(runs)
+    seeds = sorted({row.seed for row in rows})
+    sections = [
+        section
+        for number, (setting, here) in enumerate(parted.items())
+        for section in _of_setting(number, setting, here, finished[setting], targets[setting])
+    ]
+    if tried:
+        sections.append(_tuning(tried))
+    sections.append(_the_runs(runs))
+    lead = f"{', '.join(policies_of(rows))}; seeds {', '.join(map(str, seeds))}"
+    foot = "Written by fedray from the runs below this page; the numbers are in comparison.parquet."
+    return document("fedray compare", lead, sections, foot)
+
+
+def _of_setting(
+    number: int, setting: str, rows: Sequence[Row], runs: Sequence[Finished], target: float
+) -> list[Section]:
+    under = f" ({setting})" if setting else ""
+    first = policies_of(rows)[0]
+    classes = tuple(
+        (name, "accuracy of class", name)
+        for name in dict.fromkeys(row.group for row in rows if row.measure == "accuracy of class")
+    )
+    evaluated = any(row.measure == "accuracy" and row.value is not None for row in rows)
+    return [
+        Section(
+            anchor=f"accuracy-{number}",
+            title=f"Accuracy at equal cost{under}",
+            body=paragraph(
+                "Medians over seeds. Equal is what the run that spends least of a seed spends in all. The "
+                f"target is an accuracy of {target:.3f}; > says that most seeds spent all without it."
+            )
+            + _table(rows, _MAIN)
+            + (
+                picture(cost_figure(runs), "Accuracy against virtual time, bytes and energy.")
+                if evaluated
+                else ""
+            )
+            + paragraph("Lines are medians over seeds, shades the range over them.", quiet=True),
+        ),
+        Section(
+            anchor=f"paired-{number}",
+            title=f"Less {first}, seed by seed{under}",
+            body=paragraph(
+                "Mean differences of runs with the same seed, and so the same fleet, data and draws, with "
+                f"95 % bootstrap intervals over seeds; fewer than {FEWEST_SEEDS} seeds have none."
+            )
+            + _paired(rows, first),
+        ),
+        Section(
+            anchor=f"fair-{number}",
+            title=f"Who takes part, and what it is worth to them{under}",
+            body=paragraph(
+                "Participation is Jain's index over counted updates of all clients that any run asked: 1 if "
+                "all count alike. Accuracies are of the last global state on clients' own test rows."
+            )
+            + _table(rows, (*_FAIR, *classes)),
+        ),
+        Section(
+            anchor=f"cost-{number}",
+            title=f"What it cost{under}",
+            body=paragraph(
+                "Wasted is the share that clients spent in rounds in which their update did not count."
+            )
+            + _table(rows, _SPENT),
+        ),
+    ]
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    present = [c for c in columns if any((r.measure, r.group) == c[1:] for r in rows)]
+    return html_table(
+        ("Policy", *(name for name, _, _ in present)),
+        [
+            (
+                _name(rows, policy),
+                *(shown_median(rows, policy, measure, group) for _, measure, group in present),
+            )
+            for policy in policies_of(rows)
+        ],
+    )
+
+
+def _paired(rows: Sequence[Row], first: str) -> str:
+    present = [c for c in _PAIRED if any((r.measure, r.group) == c[1:] for r in rows)]
+    return html_table(
+        ("Policy", *(name for name, _, _ in present)),
+        [
+            (
+                _name(rows, policy),
+                *(_against(rows, policy, first, measure, group) for _, measure, group in present),
+            )
+            for policy in policies_of(rows)
+            if policy != first
+        ],
+    )
+
+
+def _against(rows: Sequence[Row], policy: str, first: str, measure: str, group: str) -> str:
+    return "" if policy == first else shown_difference(rows, policy, first, measure, group)
+
+
+def _name(rows: Sequence[Row], policy: str) -> str:
+    tuned = {row.tuned for row in rows if row.policy == policy and row.tuned}
+    beside = any(row.beside for row in rows if row.policy == policy)
+    return policy + "".join(f", {one}" for one in sorted(tuned)) + (" (beside)" if beside else "")
+
+
+def _parted(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.setting, []).append(row)
+    return found
+
+
+def _tuning(tried: Sequence[Tried]) -> Section:
+    cost = (
+        f"{len(tried)} runs, {show_seconds(sum(one.virtual_seconds for one in tried))} of virtual time, "
+        f"{show_bytes(sum(one.moved_bytes for one in tried))}, "
+        f"{show_joules(sum(one.joules for one in tried))} and "
+        f"{show_seconds(sum(one.wall_seconds for one in tried))} on this machine"
+    )
+    return Section(
+        anchor="tuning",
+        title="Tuning",
+        body=paragraph(
+            "Every policy had as many trials, with a seed that no compared run has; the best validation "
+            f"accuracy was chosen. It cost {cost}, which is in none of the numbers above."
+        )
+        + html_table(
+            ("Policy", "Setting", "Tried", "Validation accuracy", "Chosen"),
+            [
+                (one.policy, one.setting, one.tuned, one.validation_accuracy, "yes" if one.chosen else "")
+                for one in tried
+            ],
+            words=3,
+        ),
+    )
+
+
+def _the_runs(runs: Sequence[Finished]) -> Section:
+    return Section(
+        anchor="runs",
+        title="The runs",
+        body=paragraph("Each folder holds records, adapter and report of one run.")
+        + html_table(
+            ("Policy", "Setting", "Seed", "Rounds", "Folder"),
+            [
+                (
+                    one.trial.entrant.label,
+                    said(one.trial.setting),
+                    str(one.trial.seed),
+                    str(len(one.run.rounds)),
+                    str(one.trial.place(Path())),
+                )
+                for one in runs
+            ],
+            words=5,
+        ),
+    )

@@ -1,0 +1,64 @@
+"""The global state on rows that nobody trains on: on whole models, or by sweeps over the server's shards."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedray.adapter import Adapter, GlobalState
+from fedray.aggregation.rule import one_adapter
+from fedray.parts import evaluated_span
+from fedray.record import EvaluationRecord
+from fedray.rounds import Runtime
+from fedray.runtime.carrier import EvaluateRows
+from fedray.runtime.split import SplitEvaluation
+from fedray.scene import Scene
+from fedray.training.data import Rows
+from fedray.training.evaluate import Outputs, evaluation_chunks, in_order
+
+
+def evaluate(scene: Scene, state: GlobalState, round_number: int, runtime: Runtime) -> list[EvaluationRecord]:
+    """The global state on validation, test and unseen rows, client by client where rows belong to one."""
+    groups = list(_groups(scene))
+    rows = np.concatenate([own for _, _, own in groups]) if groups else np.zeros(0, np.int64)
+    chunks = evaluation_chunks(scene.encoded.lengths, rows)
+    answers = _answers(scene, one_adapter(state), chunks, runtime)
+    outputs = dict(zip(rows.tolist(), in_order(rows, chunks, answers), strict=True))
+    records = []
+    for split, client, own in groups:
+        found = [outputs[row] for row in own.tolist()]
+        metrics = scene.task.metrics(found, [scene.rows[row] for row in own.tolist()])
+        seen = split != "unseen" and client >= 0
+        records.append(
+            EvaluationRecord(
+                round=round_number,
+                split=split,  # type: ignore[arg-type]
+                client_id=client,
+                device_class=str(scene.fleet.device_class(np.array([client]))[0]) if seen else "",
+                num_rows=len(own),
+                accuracy=metrics["accuracy"],
+                loss=metrics["loss"],
+            )
+        )
+    return records
+
+
+def _answers(scene: Scene, adapter: Adapter, chunks: Sequence[Rows], runtime: Runtime) -> list[Outputs]:
+    span = evaluated_span(scene.config, scene.anatomy.num_blocks)
+    if span is not None:
+        asked = SplitEvaluation(adapter=adapter, chunks=chunks, first=span[0], end=span[1])
+        return list(runtime.evaluate_split(asked))
+    orders = [EvaluateRows(adapter=adapter, rows=chunk) for chunk in chunks]
+    return [done.answer for done in runtime.carry_out(orders)]  # type: ignore[misc]
+
+
+def _groups(scene: Scene) -> Iterator[tuple[str, int, Rows]]:
+    parts = scene.partitions
+    for split, of_clients, whole in (
+        ("test", parts.test_of, parts.test),
+        ("validation", parts.validation_of, parts.validation),
+        ("unseen", parts.unseen, np.zeros(0, np.int64)),
+    ):
+        owned = [(split, client, own) for client, own in enumerate(of_clients) if len(own)]
+        yield from owned
+        if not owned and len(whole):
+            yield split, -1, whole

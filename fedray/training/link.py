@@ -1,0 +1,197 @@
+"""What crosses a client's link at both ends of a round: what it starts from, and its update; each coded.
+
+What a codec leaves out of an update (``topN``, ``rankN``) the client owes: it is added to its next update of
+the same tensor (error feedback, 1809.07599, 1901.09847). So what was decoded and what is still owed always
+sum to what was trained. A rank index is a place in a factor; a client that is given fewer ranks keeps owing
+what lies beyond them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Size, Tensor
+
+from fedray.adapter import Adapter, from_tensors
+from fedray.aggregation.rule import Aggregation
+from fedray.assignment import Assignment, Lora
+from fedray.errors import ConfigError
+from fedray.model.anatomy import Anatomy
+from fedray.model.slices import narrowed
+from fedray.model.update_codecs import coded_layout, decode_tensors, encode_tensors, is_coded, leaves_out
+from fedray.model.wire import wire_bytes
+from fedray.seeds import derive_seed
+from fedray.training.job import ClientState, Job, Update
+from fedray.training.own_side import OwnSide
+from fedray.training.shapes import empty_adapter
+from fedray.training.shares import client_share
+
+Way = Literal["up", "down"]
+Tensors = Mapping[str, Tensor]
+
+WAYS: tuple[Way, ...] = ("up", "down")
+_OWED = "owed."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentUp:
+    """What a client's work in a round ends with.
+
+    Attributes:
+        coded: its own share of the update, as it crosses.
+        client_state: what it keeps from now on, all of it.
+    """
+
+    coded: Tensors
+    client_state: ClientState
+
+
+def sent_down(anatomy: Anatomy, job: Job) -> Job:
+    """The job with what its client receives in place of what a rule sends, and the bytes that brought it."""
+    own = client_share(anatomy, job.assignment, job.sent).tensors()
+    codec = codec_of(job.assignment, "down")
+    crossed = encode_tensors(own, codec, _seeds(job, "down"))
+    received = job.sent.tensors() | decode_tensors(crossed, own, codec)
+    return replace(job, sent=from_tensors(job.sent, received), sent_bytes=wire_bytes(crossed))
+
+
+def sent_up(job: Job, own: Adapter) -> SentUp:
+    """A client's own share of its delta, and what it owes of earlier ones, as they cross."""
+    codec = codec_of(job.assignment, "up")
+    owed = {n.removeprefix(_OWED): t for n, t in job.client_state.items() if n.startswith(_OWED)}
+    due = {name: _plus(delta, owed.get(name)) for name, delta in own.tensors().items()}
+    coded = encode_tensors(due, codec, _seeds(job, "up"))
+    left: dict[str, Tensor] = {}
+    if leaves_out(codec):
+        came = decode_tensors(coded, due, codec)
+        left = {name: t - came[name] for name, t in due.items() if is_coded(name, t, codec)}
+    still = {name: _still_owed(owed.get(name), left.get(name), t.shape) for name, t in due.items()}
+    settled = {_OWED + name for name in due}
+    kept = {name: tensor for name, tensor in job.client_state.items() if name not in settled}
+    kept |= {_OWED + name: tensor for name, tensor in still.items() if tensor is not None}
+    return SentUp(coded=coded, client_state=kept)
+
+
+def arrived(job: Job, coded: Tensors) -> Adapter:
+    """A client's own share of its update, as the server has it."""
+    own = OwnSide.of(job.client_state)
+    like = job.sent if own is None or job.keeps_own_side else own.begun
+    decoded = decode_tensors(coded, like.tensors(), codec_of(job.assignment, "up"))
+    return from_tensors(like, decoded, delta=True)
+
+
+def on_its_way(job: Job, update: Update) -> Update:
+    """A whole model's update as it travels: coded, without its delta; one that failed as it is."""
+    if update.delta is None:
+        return update
+    sent = sent_up(job, update.delta)
+    return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state)
+
+
+def as_received(job: Job, update: Update) -> Update:
+    """An update that came, with its delta again; one that failed as it is."""
+    return update if update.coded is None else replace(update, delta=arrived(job, update.coded))
+
+
+def codec_of(assignment: Assignment, way: Way) -> str:
+    """What one way's messages are coded with."""
+    return assignment.up_codec if way == "up" else assignment.down_codec
+
+
+def layout_of(own: Tensors, assignment: Assignment, way: Way) -> dict[str, Tensor]:
+    """What crosses one way of a client's own share: shapes and dtypes, on the meta device.
+
+    Raises:
+        ConfigError: there are tensors, and a codec makes none of them shorter.
+    """
+    codec = codec_of(assignment, way)
+    if own and codec != "none" and not _changes(own, codec):
+        raise ConfigError(
+            f"{way}_codec {codec} has no effect on {assignment}: none of the {len(own)} tensors it sends "
+            "gets shorter; choose another, or none."
+        )
+    return coded_layout(own, codec)
+
+
+def owed_like(own: Tensors, assignment: Assignment) -> list[Tensor]:
+    """Tensors of the shapes that a client owes after an update, if it owed nothing else before."""
+    codec = codec_of(assignment, "up")
+    return [t for name, t in own.items() if leaves_out(codec) and is_coded(name, t, codec)]
+
+
+def without_idle_codecs(
+    menu: Sequence[Assignment], anatomy: Anatomy, num_labels: int
+) -> tuple[Assignment, ...]:
+    """The menu with codecs only where they make a message shorter; entries that become equal are one.
+
+    Raises:
+        ConfigError: for a codec that does so for no entry.
+    """
+    kept = []
+    for entry in menu:
+        asked = {f"{way}_codec": codec for way in WAYS if (codec := codec_of(entry, way)) != "none"}
+        if asked:
+            empty = empty_adapter(narrowed(anatomy, entry.width), entry, num_labels, "meta")
+            own = client_share(anatomy, entry, empty).tensors()
+            entry = replace(entry, **{n: "none" for n, codec in asked.items() if not _changes(own, codec)})  # type: ignore[arg-type]
+        kept.append(entry)
+    for way in WAYS:
+        idle = {codec_of(entry, way) for entry in menu} - {codec_of(entry, way) for entry in kept}
+        if idle:
+            raise ConfigError(
+                f"menu.{way}_codecs lists {min(idle)}, and it makes no tensor shorter that any client sends "
+                "or is sent; choose another, or drop it."
+            )
+    return tuple(dict.fromkeys(kept))
+
+
+def refuse_codecs(rule: Aggregation, assignments: Iterable[Assignment]) -> None:
+    """Raises ConfigError for codecs under which a rule would not do what it says."""
+    for assignment in assignments:
+        up, down = (codec_of(assignment, way) for way in WAYS)
+        if down != "none" and rule.averages_states:
+            raise ConfigError(
+                f"down_codec {down} changes what clients start from, and aggregation {rule.name!r} averages "
+                "what they end with, so untrained clients would move the state; average changes "
+                f"(aggregation: {{name: {rule.name}, options: {{form: delta}}}}), or choose down_codec none."
+            )
+        if leaves_out(up) and isinstance(assignment.adapter, Lora) and not rule.keeps_rank_indices:
+            raise ConfigError(
+                f"What up_codec {up} leaves out of factors joins the next round's, and aggregation "
+                f"{rule.name!r} gives clients other factors then; choose factor_mean, or up_codec int8, int4 "
+                "or bf16."
+            )
+
+
+def _changes(own: Tensors, codec: str) -> bool:
+    return any(is_coded(name, tensor, codec) for name, tensor in own.items())
+
+
+def _seeds(job: Job, way: Way) -> Callable[[str], int]:
+    """A tensor's seed: of its run, round, client, direction and name, whoever codes it and when."""
+    return lambda name: derive_seed(
+        job.seed, f"codec {way} of {name}", job.round, job.client_id, job.dispatch
+    )
+
+
+def _plus(delta: Tensor, owed: Tensor | None) -> Tensor:
+    if owed is None:
+        return delta
+    both = _at(Size(map(min, delta.shape, owed.shape)))
+    total = delta.clone()
+    total[both] += owed[both]
+    return total
+
+
+def _still_owed(before: Tensor | None, left: Tensor | None, reached: Size) -> Tensor | None:
+    """What is left where an update reached, and elsewhere what was owed before; None for nothing."""
+    if before is None or all(b <= r for b, r in zip(before.shape, reached, strict=True)):
+        return left
+    whole = before.new_zeros(tuple(map(max, before.shape, reached)))
+    whole[_at(before.shape)] = before
+    whole[_at(reached)] = 0.0 if left is None else left
+    return whole
+
+
+def _at(shape: Size) -> tuple[slice, ...]:
+    return tuple(slice(length) for length in shape)

@@ -1,0 +1,37 @@
+"""The narrower models that clients of a process have: made of the whole one when first asked for."""
+
+from collections import OrderedDict
+
+from fedray.assignment import Assignment, Lora
+from fedray.model.anatomy import Anatomy
+from fedray.model.slices import narrowed
+from fedray.training.packed import Backbone
+from fedray.width import Width
+
+
+class NarrowBackbones:
+    """The last few, by the model and the part of it."""
+
+    def __init__(self, most: int = 4) -> None:
+        """Args: most: that are kept; a window that moves would leave one behind every round."""
+        self._most = most
+        self._kept: OrderedDict[tuple[int, Width], Anatomy] = OrderedDict()
+
+    def of(self, whole: Backbone, assignment: Assignment) -> Backbone:
+        """The whole model, or the part that a width leaves of it.
+
+        Raises:
+            ModelError: for a width that no model of the family can have.
+        """
+        width = assignment.width
+        if width is None:
+            return whole
+        key = id(whole.anatomy), width
+        if key not in self._kept:
+            self._kept[key] = narrowed(whole.anatomy, width)
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        adapter = assignment.adapter
+        targets = [adapter.targets] if isinstance(adapter, Lora) else []
+        return Backbone.of(self._kept[key], targets)
