@@ -1,4 +1,4 @@
-"""What a configuration and its policy may both say: the pace of rounds, and the interval of averaging."""
+"""What a configuration and its policy may both say: the pace, the interval of averaging, a local rule."""
 
 from fedray.config.sections import Config
 from fedray.errors import ConfigError
@@ -40,3 +40,20 @@ def agreed_interval(config: Config, policy: LoadedPolicy | SelectedBy, *, trains
             "leaves A untrained and the same for all; set it to 1, or train A."
         )
     return interval
+
+
+def agreed_tail_penalty(config: Config, policy: LoadedPolicy | SelectedBy) -> float:
+    """HetLoRA's lambda: the configuration's, or without cuts the policy's, or none.
+
+    Raises:
+        ConfigError: for a gamma where nothing has a tail.
+    """
+    given = config.training.tail_penalty
+    own = 0.0 if config.menu.cuts or policy.tail_penalty is None else policy.tail_penalty
+    penalty = own if given is None else given
+    if not penalty and config.training.tail_gamma is not None and "kept_rank" not in policy.observables:
+        raise ConfigError(
+            f"training.tail_gamma has no effect with the policy {policy.name!r}, which asks nobody for "
+            "kept_rank, and without training.tail_penalty; give the one, or drop the other."
+        )
+    return penalty

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
 from fedray.errors import ConfigError
+from fedray.trained import PARTS, Part, Prompt, Weights, check_prompt, check_weights
 from fedray.width import Width, check_width
 
 Dtype = Literal["fp32", "bf16"]
@@ -43,26 +44,11 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """The model's own weights, trained as they are: full fine-tuning, or the biases alone.
-
-    Attributes:
-        part: ``"all"`` of a trained block's weights, or ``"bias"`` (BitFit, 2106.10199).
-        trained: of each block the client executes, in order, whether it is trained.
-        stem: the embeddings too, and with them what stands after the last block; needs every block.
-    """
-
-    part: Literal["all", "bias"]
-    trained: tuple[bool, ...]
-    stem: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOnly:
     """No adapter: the task's head alone is trained."""
 
 
-Adapter = Lora | Weights | HeadOnly
+Adapter = Lora | Weights | Prompt | HeadOnly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +112,9 @@ class Assignment:
             case Lora():
                 _check_lora(self.adapter, self)
             case Weights():
-                _check_weights(self.adapter, self)
+                check_weights(self.adapter, split=self.split, num_blocks=self.cut)
+            case Prompt():
+                check_prompt(self.adapter, split=self.split, up_codec=self.up_codec)
             case HeadOnly():
                 pass
             case _:
@@ -146,12 +134,17 @@ class Assignment:
 
     @property
     def trained(self) -> tuple[bool, ...]:
-        """Of each block, by its place among those that have a rank, whether it is trained."""
+        """Of each block, by its place among those that have a rank, whether it is trained.
+
+        Above a prompt all of them have a backward pass, and count.
+        """
         match self.adapter:
             case Lora(ranks=ranks):
                 return tuple(rank > 0 for rank in ranks)
             case Weights(trained=trained):
                 return trained
+            case Prompt():
+                return (True,) * len(self.blocks)
             case HeadOnly():
                 return ()
             case _:
@@ -223,7 +216,9 @@ class Assignment:
         try:
             fields: dict[str, Any] = json.loads(text)
             adapter = dict(fields.pop("adapter"))
-            kind = {"lora": Lora, "weights": Weights, "headonly": HeadOnly}[adapter.pop("kind")]
+            kind = {"lora": Lora, "weights": Weights, "prompt": Prompt, "headonly": HeadOnly}[
+                adapter.pop("kind")
+            ]
             if fields["width"] is not None:
                 fields["width"] = Width(**_with_tuples(fields["width"]))
             return Assignment(adapter=kind(**_with_tuples(adapter)), **_with_tuples(fields))
@@ -270,9 +265,7 @@ def lora_on_top(
     return Lora(ranks=ranks, targets=targets, scale=scale, train_a=train_a)
 
 
-def weights_on_top(
-    num_blocks: int, depth: int, part: Literal["all", "bias"], *, stem: bool = False
-) -> Weights:
+def weights_on_top(num_blocks: int, depth: int, part: Part, *, stem: bool = False) -> Weights:
     """The weights of the top ``depth`` of ``num_blocks`` blocks, the others frozen. Raises ConfigError."""
     _check_depth(num_blocks, depth)
     return Weights(part=part, trained=(False,) * (num_blocks - depth) + (True,) * depth, stem=stem)
@@ -286,10 +279,12 @@ def _check_depth(num_blocks: int, depth: int) -> None:
 def _adapter_words(assignment: Assignment) -> str:
     if isinstance(assignment.adapter, HeadOnly):
         return "head only" if assignment.split else f"head only over {len(assignment.blocks)} blocks"
+    if isinstance(assignment.adapter, Prompt):
+        return f"prompt of {assignment.adapter.num_tokens} over {len(assignment.blocks)} blocks"
     depth, total = assignment.num_trained_blocks, len(assignment.trained)
     where = f"all {total} blocks" if depth == total else f"{depth} of {total} blocks"
     if isinstance(assignment.adapter, Weights):
-        what = "all weights" if assignment.adapter.part == "all" else "biases"
+        what = PARTS[assignment.adapter.part]
         return f"{what} of {where}{' and the stem' if assignment.adapter.stem else ''}"
     ranks = sorted({rank for rank in assignment.adapter.ranks if rank})
     what = "" if assignment.adapter.train_a else " (B alone)"
@@ -339,10 +334,17 @@ def _check_update_codecs(assignment: Assignment) -> None:
 
 
 def _refuse_what_does_not_run_yet(assignment: Assignment) -> None:
-    if assignment.width is not None and isinstance(assignment.adapter, Lora):
-        raise ConfigError(f"A width ({assignment.width}) trains weights or the head, and LoRA whole blocks.")
+    if assignment.width is not None and of_whole_blocks(assignment.adapter):
+        raise ConfigError(
+            f"A width ({assignment.width}) trains weights or the head; LoRA, IA3 and prompts whole blocks."
+        )
     if assignment.weight_bits is not None:
         raise ConfigError(f"weight_bits = {assignment.weight_bits} is not supported; choose a dtype instead.")
+
+
+def of_whole_blocks(adapter: Adapter) -> bool:
+    """Whether this goes with blocks of their full width alone."""
+    return isinstance(adapter, Lora | Prompt) or (isinstance(adapter, Weights) and adapter.part == "ia3")
 
 
 def _check_local_work(assignment: Assignment) -> None:
@@ -361,21 +363,6 @@ def _check_blocks(assignment: Assignment) -> None:
         raise ConfigError(f"Below a cut a client runs blocks 0, 1, ... in order, found {a.blocks}.")
     if not a.split and not (a.blocks and ascending):
         raise ConfigError(f"An assignment runs some blocks in ascending order, found {a.blocks}.")
-
-
-def _check_weights(weights: Weights, assignment: Assignment) -> None:
-    if assignment.split:
-        raise ConfigError(
-            "Under a cut the server's weights are frozen and shared; train LoRA ranks there, or give the "
-            "client the whole model."
-        )
-    if len(weights.trained) != assignment.cut or not any(weights.trained):
-        raise ConfigError(
-            f"Weights tell of each of {assignment.cut} executed blocks whether it is trained, at least one "
-            f"of them; found {weights.trained}."
-        )
-    if weights.stem and not all(weights.trained):
-        raise ConfigError("The stem's weights are trained with those of every block, or not at all.")
 
 
 def _check_lora(lora: Lora, assignment: Assignment) -> None:

@@ -69,7 +69,8 @@ def as_sent_up(
     """Footprints with what goes up in this round: what a policy asked about, where own sides stay."""
     if scene.averages(round_number):
         return footprint_of
-    told = wire_bytes(message({}, values_on_meta(scene.policy.observables, scene.anatomy.num_blocks)))
+    values = values_on_meta(scene.policy.observables, scene.anatomy.num_blocks, split=True)
+    told = wire_bytes(message({}, values))
 
     def footprint(assignment: Assignment, shape: WorkShape) -> Footprint:
         found = footprint_of(assignment, shape)

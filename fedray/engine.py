@@ -20,7 +20,10 @@ from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
 from fedray.evaluation import evaluate
 from fedray.holdings import Holdings
+from fedray.model.added import is_added
+from fedray.model.anatomy import dissect
 from fedray.model.export import save_adapter
+from fedray.model.export_added import save_added
 from fedray.model.whole_model import save_model
 from fedray.policy_loading import name_in_python
 from fedray.progress import Progress, history_of
@@ -30,7 +33,7 @@ from fedray.rounds import Runtime
 from fedray.scene import Scene, furnish, set_scene
 from fedray.scheduler import ask_menu, ask_selection, decide, price_menu, refuse_if_nothing_fits
 from fedray.tracking import Tracker, refuse_absent_trackers
-from fedray.training.own_weights import all_trained_names, pretrained
+from fedray.training.own_weights import initial_weights
 from fedray.training.shapes import initial_adapter
 from fedray.watched import Watch, WatchedRuntime
 
@@ -108,9 +111,9 @@ def _continued(
     accelerator = Accelerator(log_with=list(config.report_to) or None, project_dir=str(out))
     threads = torch.get_num_threads()
     blueprint, stock, model = furnish(scene, accelerator.device.type)
-    names = all_trained_names(scene.anatomy, scene.menu)
-    if names and not progress.state.version:
-        start = replace(progress.state.adapter, weights=pretrained(model, names))
+    if not progress.state.version:
+        weights = initial_weights(dissect(model), scene.menu, config.seed)
+        start = replace(progress.state.adapter, weights=weights)
         progress.state = replace(progress.state, adapter=start)
     runtime = open_runtime(scene, blueprint, stock, model)
     try:
@@ -127,9 +130,11 @@ def _continued(
         torch.set_num_threads(threads)
     adapter = progress.state.adapter
     base_name = config.model.name
-    if adapter.weights:
-        save_model(adapter.weights, out / "model", model, base_name)
+    own = {name: tensor for name, tensor in adapter.weights.items() if not is_added(name)}
+    if own:
+        save_model(own, out / "model", model, base_name)
         base_name = str(out / "model")
+    save_added(adapter.weights, out, model=model, base_name=base_name)
     save_adapter(
         adapter, out / "adapter", model=model, base_name=base_name, base_delta=progress.state.base_delta
     )

@@ -5,11 +5,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from fedray.assignment import Adapter, Assignment, Dtype, HeadOnly, Lora, lora_on_top, weights_on_top
+from fedray.assignment import (
+    Adapter,
+    Assignment,
+    Dtype,
+    HeadOnly,
+    Lora,
+    lora_on_top,
+    of_whole_blocks,
+    weights_on_top,
+)
 from fedray.errors import ConfigError
+from fedray.trained import Prompt
 from fedray.width import AXES, Axis, Width
 
-Tuning = Literal["lora", "full", "bitfit"]
+Tuning = Literal["lora", "full", "bitfit", "ia3", "prompt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +33,9 @@ class Grid:
         train_a: whether LoRA's A is trained beside B.
         depths: trained blocks, counted from the top; ``"all"`` is every block.
         tunings: what a trained block trains: LoRA factors at every rank, ``"full"`` all its weights (and the
-            stem's where every block is trained), ``"bitfit"`` its biases.
+            stem's where every block is trained), ``"bitfit"`` its biases, ``"ia3"`` vectors that rescale it;
+            ``"prompt"`` trains a prompt of every length, over all blocks.
+        prompt_tokens: lengths of prompts.
         widths: shares of the width that is kept along ``width_axes``; 1 is the whole. Without cuts or LoRA.
         head_only: also offer the head alone, without an adapter.
         cuts: leading blocks that a client keeps while a server runs the others; with every other knob.
@@ -40,6 +52,7 @@ class Grid:
     ranks: tuple[int, ...] = (8,)
     depths: tuple[int | Literal["all"], ...] = ("all",)
     tunings: tuple[Tuning, ...] = ("lora",)
+    prompt_tokens: tuple[int, ...] = (20,)
     widths: tuple[float, ...] = (1.0,)
     width_axes: tuple[Axis, ...] = ("ffn",)
     recompute: tuple[bool, ...] = (False,)
@@ -89,7 +102,7 @@ def _whole(grid: Grid) -> Iterator[Assignment]:
     steps = itertools.product(adapters, grid.recompute, grid.dtypes, grid.batch_sizes)
     links = itertools.product(grid.up_codecs, grid.down_codecs, _widths(grid))
     for (adapter, recompute, dtype, batch_size), (up, down, width) in itertools.product(steps, links):
-        if width is not None and isinstance(adapter, Lora):
+        if width is not None and of_whole_blocks(adapter):
             continue  # whole blocks alone
         yield Assignment(
             blocks=tuple(range(grid.num_blocks)),
@@ -123,6 +136,10 @@ def _adapters(grid: Grid) -> list[Adapter]:
                 adapters.append(weights_on_top(grid.num_blocks, count, "all", stem=stem))
             case "bitfit":
                 adapters.append(weights_on_top(grid.num_blocks, count, "bias"))
+            case "ia3":
+                adapters.append(weights_on_top(grid.num_blocks, count, "ia3"))
+            case "prompt":
+                adapters += [Prompt(num_tokens=length) for length in grid.prompt_tokens]
             case _:
                 assert_never(tuning)
     return adapters

@@ -1,6 +1,7 @@
 """What a policy may ask clients to report, and how a record writes the answers down.
 
-`fedray.training.observables` says what the values are: one of each block, and of ``squared_loss`` one in all.
+`fedray.training.observables` says what the values are: one of each block, and of ``squared_loss`` and
+``kept_rank`` one in all.
 """
 
 import json
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 BlockObservable = Literal["grad_norm", "fisher", "salience"]
-Observable = BlockObservable | Literal["squared_loss"]
+Observable = BlockObservable | Literal["squared_loss", "kept_rank"]
 BLOCK_OBSERVABLES: tuple[BlockObservable, ...] = get_args(BlockObservable)
-OBSERVABLES: tuple[Observable, ...] = (*BLOCK_OBSERVABLES, "squared_loss")
+OBSERVABLES: tuple[Observable, ...] = (*BLOCK_OBSERVABLES, "squared_loss", "kept_rank")
 
 
 def statistics_to_json(statistics: Mapping[str, Sequence[float]]) -> str:
@@ -25,7 +26,7 @@ def statistics_to_json(statistics: Mapping[str, Sequence[float]]) -> str:
 
 
 def statistics_from_json(text: str) -> dict[str, NDArray[np.float64]]:
-    """What `statistics_to_json` wrote, [num_blocks] each, `squared_loss` [1]."""
+    """What `statistics_to_json` wrote, [num_blocks] each, `squared_loss` and `kept_rank` [1]."""
     if text == "{}":
         return {}  # of most runs, in every row
     return {name: np.array(values, np.float64) for name, values in json.loads(text).items()}

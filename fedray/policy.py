@@ -316,6 +316,7 @@ class Policy(Protocol):
     aggregation: str | None
     pace: Pace | None
     aggregation_interval: int | None
+    tail_penalty: float | None
     observables: tuple[Observable, ...]
 
     def menu(self, view: View) -> Sequence[Assignment]:

@@ -8,6 +8,7 @@ A policy's file holds one of two forms::
         aggregation = "factor_mean"
         pace = Pace(goal=10)
         aggregation_interval = 5
+        tail_penalty = 1e-3
         observables = {"fisher"}
         def __init__(self, *, option=1): ...
         def menu(self, view): ...
@@ -16,8 +17,8 @@ A policy's file holds one of two forms::
         def observe(self, records, state): ...
 
 An ``assign`` that takes the state returns ``(choice, state)``; one that does not returns the choice.
-Beside the function the file may say ``aggregation``, ``pace``, ``aggregation_interval`` and ``observables``
-as the class does.
+Beside the function the file may say ``aggregation``, ``pace``, ``aggregation_interval``, ``tail_penalty``
+and ``observables`` as the class does.
 """
 
 import functools
@@ -67,6 +68,7 @@ class LoadedPolicy:
         self.aggregation: str | None = self._declared("aggregation", str)
         self.pace: Pace | None = self._declared("pace", Pace)
         self.aggregation_interval: int | None = self._interval()
+        self.tail_penalty: float | None = self._declared("tail_penalty", float)
         self.observables: tuple[Observable, ...] = self._observables()
 
     def menu(self, view: View) -> Sequence[Assignment]:
@@ -234,6 +236,6 @@ def _from_function(
 ) -> LoadedPolicy:
     check_options(origin, assign, options, OF_A_FUNCTION)
     # Of the module only what it declares counts: a function that it imported is not its answer.
-    declared = ("aggregation", "pace", "aggregation_interval", "observables")
+    declared = ("aggregation", "pace", "aggregation_interval", "tail_penalty", "observables")
     facts = {name: getattr(declares, name) for name in declared if hasattr(declares, name)}
     return LoadedPolicy(origin, functools.partial(assign, **options), SimpleNamespace(**facts))

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fedray.aggregation.chosen import choose_rule
 from fedray.aggregation.rule import Aggregation
-from fedray.agreed import agreed_interval, agreed_pace
+from fedray.agreed import agreed_interval, agreed_pace, agreed_tail_penalty
 from fedray.assignment import Assignment, Dtype
 from fedray.clock import draw_online
 from fedray.config.sections import Config, DataSection
@@ -35,7 +35,7 @@ from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, P
 from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.link import refuse_codecs, without_idle_codecs
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
-from fedray.training.own_weights import refuse_widths
+from fedray.training.own_weights import refuse_long_prompts, refuse_widths
 from fedray.training.partitions import HoldOut, Partitions, partition
 from fedray.training.sources import Source, load_rows
 from fedray.training.task import Batch, Task, load_task
@@ -159,6 +159,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     menu = _menu(config, anatomy, train_a=aggregation.trains_a)
     refuse_codecs(aggregation.rule, menu)
     refuse_widths(aggregation.rule, anatomy, menu)
+    refuse_long_prompts(anatomy, menu, max_length)
     if task.head == "causal_lm" and config.menu.head_only:
         raise ConfigError(
             f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
@@ -171,7 +172,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     fleet = _fleet(config, partitions.num_clients)
     if config.fleet.size_follows_memory:
         partitions = _partitions(config, rows, fleet)
-    optimizer = _optimizer(config)
+    optimizer = _optimizer(config, agreed_tail_penalty(config, chosen))
     subject = TraceSubject(
         anatomies=anatomies,
         task=task,
@@ -295,6 +296,7 @@ def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignmen
             ranks=menu.ranks,
             depths=menu.depths,
             tunings=menu.tunings,
+            prompt_tokens=menu.prompt_tokens,
             widths=menu.widths,
             width_axes=menu.width_axes,
             recompute=menu.recompute,
@@ -379,9 +381,10 @@ def _fleet(config: Config, num_clients: int) -> Fleet:
     )
 
 
-def _optimizer(config: Config) -> LocalOptimizer:
+def _optimizer(config: Config, tail_penalty: float) -> LocalOptimizer:
     names = LocalOptimizer.__slots__
-    section = config.training.model_dump()
+    section = {**config.training.model_dump(), "tail_penalty": tail_penalty}
+    section["tail_gamma"] = section["tail_gamma"] or LocalOptimizer().tail_gamma
     return LocalOptimizer(**{name: section[name] for name in names})
 
 

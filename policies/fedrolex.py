@@ -15,10 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedray.assignment import Assignment, Weights
+from fedray.assignment import Assignment
 from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers, State, View
+from fedray.trained import Weights
 
 RUNG = "definition"
 PAPER = "2212.01548"

@@ -14,10 +14,10 @@ with ``everybody_smallest``.
 
 import numpy as np
 
-from fedray.assignment import Weights
 from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers
+from fedray.trained import Weights
 
 RUNG = "definition"
 PAPER = "2010.01264"

@@ -11,6 +11,7 @@ import torch
 import fedray
 from fedray.config import load_config
 from fedray.policy_loading import load_policy
+from fedray.python_file import run_file
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.task import load_task
 from fedray.training.train import train_pack
@@ -38,6 +39,12 @@ def test_every_example_configuration_is_valid(repository: Path) -> None:
     assert len(found) >= 4
     for path in found:
         assert load_config(path).rounds.num_rounds > 0
+
+
+def test_the_runs_that_compare_what_is_trained_are_valid_and_of_four_kinds(repository: Path) -> None:
+    example = run_file(repository / "examples" / "peft_vs_full.py", "example")
+    tunings = [load_config(example.configuration(kind, 20)).menu.tunings for kind in example.KINDS]
+    assert tunings == [("lora",), ("prompt",), ("bitfit",), ("full",)]
 
 
 def test_the_readme_prints_the_quickstart_and_the_policy_as_they_are(repository: Path) -> None:

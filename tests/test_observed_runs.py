@@ -99,7 +99,10 @@ def test_statistics_come_back_from_a_folder_as_they_were(asking, tmp_path):
     ("said", "message"),
     [
         ('{"hessian"}', r"asks clients for 'hessian'; observables are grad_norm, fisher, salience"),
-        ('"fisher"', r"observables is a set of grad_norm, fisher, salience, squared_loss, not 'fisher'"),
+        (
+            '"fisher"',
+            r"observables is a set of grad_norm, fisher, salience, squared_loss, kept_rank, not 'fisher'",
+        ),
     ],
 )
 def test_an_observable_that_nobody_knows_is_a_sentence(tiny, tmp_path, said, message):

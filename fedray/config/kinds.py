@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -53,6 +53,15 @@ def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def _not_dora(values: Any) -> Any:
+    if isinstance(values, list | tuple) and "dora" in values:
+        raise ValueError(
+            "has no dora, whose weights are divided by the norm of W + s B A: means of its magnitudes and "
+            "factors are not those of any mean of the clients' weights; name lora"
+        )
+    return values
+
+
 def _as_bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -72,6 +81,9 @@ Many = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 AtLeastOne = Annotated[tuple[T, ...], AfterValidator(_not_empty), BeforeValidator(_as_tuple)]
 OneOrMany = Annotated[
     tuple[T, ...], BeforeValidator(_as_tuple), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+]
+Tunings = Annotated[
+    AtLeastOne[Literal["lora", "full", "bitfit", "ia3", "prompt"]], BeforeValidator(_not_dora)
 ]
 Bytes = Annotated[int, Field(gt=0), BeforeValidator(_as_bytes)]
 Count = Annotated[int, Field(ge=1)]

@@ -64,7 +64,13 @@ IDLE = (
         because="without menu.ranks or another of menu.tunings; drop it or give ranks",
     ),
     Idle(
-        keys=("menu.target_modules", "menu.lora_scale", "menu.train_lora_a"),
+        keys=(
+            "menu.target_modules",
+            "menu.lora_scale",
+            "menu.train_lora_a",
+            "training.tail_penalty",
+            "training.tail_gamma",
+        ),
         when=lambda c: not _has_lora(c),
         because="without menu.ranks and lora among menu.tunings; drop it or give ranks",
     ),
@@ -72,6 +78,11 @@ IDLE = (
         keys=("menu.ranks",),
         when=lambda c: bool(c.menu.ranks) and "lora" not in c.menu.tunings,
         because="without lora among menu.tunings; drop it or name lora",
+    ),
+    Idle(
+        keys=("menu.prompt_tokens",),
+        when=lambda c: "prompt" not in c.menu.tunings,
+        because="without prompt among menu.tunings; drop it or name prompt",
     ),
     Idle(
         keys=("server",),
@@ -237,6 +248,16 @@ def _proximal(config: Config) -> str | None:
     )
 
 
+def _tails(config: Config) -> str | None:
+    penalty = config.training.tail_penalty
+    if not penalty or not config.menu.cuts:
+        return None
+    return (
+        f"training.tail_penalty = {penalty:g} is of clients that train whole models, and under menu.cuts a "
+        "server trains a part of them; drop one of the two."
+    )
+
+
 def _pace(config: Config) -> str | None:
     goal, asked = config.pace.goal, config.rounds.clients_per_round
     if goal is None or goal <= asked:
@@ -273,6 +294,7 @@ _CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _menu,
     _recompute,
     _proximal,
+    _tails,
     _pace,
     _actors,
     _whole_models,

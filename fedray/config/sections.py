@@ -23,6 +23,7 @@ from fedray.config.kinds import (
     Positive,
     Section,
     Share,
+    Tunings,
 )
 from fedray.width import Axis
 
@@ -125,9 +126,11 @@ class MenuSection(Section):
     depths: AtLeastOne[Count | Literal["all"]] = Field(
         ("all",), description="Trained blocks, counted from the top; all is every block."
     )
-    tunings: AtLeastOne[Literal["lora", "full", "bitfit"]] = Field(
-        ("lora",), description="What a trained block trains: LoRA factors, all its weights, or its biases."
+    tunings: Tunings = Field(
+        ("lora",),
+        description="A block's LoRA factors, all its weights, its biases or IA3's vectors; or a prompt.",
     )
+    prompt_tokens: AtLeastOne[Count] = Field((20,), description="Lengths of prompts.")
     widths: AtLeastOne[Annotated[float, Field(gt=0, le=1)]] = Field(
         (1.0,), description="Shares of every block's width that a client may hold; 1 is the whole model."
     )
@@ -222,6 +225,14 @@ class TrainingSection(Section):
     )
     proximal_mu: NotNegative = Field(
         0.0, description="FedProx: mu / 2 times the squared distance to a round's start is added to the loss."
+    )
+    tail_penalty: NotNegative | None = Field(
+        None,
+        description="HetLoRA: this times the norms of a client's last LoRA ranks is added to the loss; as "
+        "the policy has it if absent.",
+    )
+    tail_gamma: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="HetLoRA: the last ranks of r are those from floor(gamma r) on; 0.99 if absent."
     )
     weight_decay: NotNegative = Field(0.0, description="Decoupled for adamw, added to the gradient for sgd.")
     momentum: PartShare = Field(0.0, description="Of sgd.")

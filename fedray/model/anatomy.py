@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -60,22 +61,34 @@ class Anatomy:
         """Token ids go in, and rows are of unlike length; images are all alike."""
         return self.family.inputs == "input_ids"
 
-    def stem(self, inputs: Tensor, attention_mask: Tensor) -> Flow:
+    def stem(self, inputs: Tensor, attention_mask: Tensor, prompt: Tensor | None = None) -> Flow:
         """What goes in to what the first block reads. Raises ModelError for rows that are too long.
 
         Args:
             inputs: what the batch calls ``family.inputs``: token ids [N, T], or images [N, C, height, width].
             attention_mask: 1 at real tokens, [N, T]; all of an image's are.
+            prompt: of each row, [N, P, D], before its words; what the blocks read is then [N, P + T, D].
         """
+        if prompt is not None:
+            attention_mask = torch.cat([attention_mask.new_ones(prompt.shape[:2]), attention_mask], dim=1)
         num_tokens = attention_mask.shape[1]
         if self.max_tokens is not None and num_tokens > self.max_tokens:
             raise ModelError(
                 f"Rows of {num_tokens} tokens were given; this {self.model.config.model_type} model "
                 f"takes at most {self.max_tokens}. Lower the task's max_length."
             )
+        if prompt is not None:
+            return self._after_prompt(prompt, inputs, attention_mask)
         hidden = self.family.embed(self.backbone, inputs)
         context = self.context(hidden, attention_mask)
         return Flow(hidden, replace(context, input_ids=inputs) if self.takes_text else context)
+
+    def _after_prompt(self, prompt: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Flow:
+        assert self.family.words is not None, "a prompt is refused where no words go in"
+        words: Tensor = self.backbone.get_submodule(self.family.words)(input_ids)
+        rows = torch.cat([prompt.to(words.dtype), words.expand(len(prompt), -1, -1)], dim=1)
+        hidden = self.family.place(self.backbone, rows)
+        return Flow(hidden, self.context(hidden, attention_mask))
 
     def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
         """What blocks read beside hidden states [N, T, D], for who was sent these and the mask alone."""

@@ -17,7 +17,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 
 _FILES = frozenset((CONFIG, WEIGHTS, HEAD))
-_ROOT = "base_model.model."  # where PEFT keeps the model it wraps
+ROOT = "base_model.model."  # where PEFT keeps the model it wraps
 _SIDES = ("lora_A", "lora_B")
 # What sites lack to be PEFT's paths. In the head's metadata: of two keys in one file safetensors
 # writes either first.
@@ -85,14 +85,14 @@ def save_adapter(
     # PEFT asks for one flag of the whole adapter: GPT-2's Conv1D keeps its weight as [I, O].
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in modules)
     tensors = {
-        f"{_ROOT}{prefix}{site}.{side}.weight": _plain(tensor)
+        f"{ROOT}{prefix}{site}.{side}.weight": plain(tensor)
         for site, factors in whole.factors.items()
         for side, tensor in zip(_SIDES, (factors.a, factors.b), strict=True)
     }
-    with _replacing(Path(folder)) as new:
-        (new / CONFIG).write_text(_as_json(config))
+    with replacing(Path(folder)) as new:
+        (new / CONFIG).write_text(as_json(config))
         (new / WEIGHTS).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
-        head = {name: _plain(tensor) for name, tensor in whole.head.items()}
+        head = {name: plain(tensor) for name, tensor in whole.head.items()}
         (new / HEAD).write_bytes(safetensors.torch.save(head, {_PREFIX_KEY: prefix}))
 
 
@@ -115,11 +115,11 @@ def load_adapter(folder: Path | str) -> Adapter:
             f"The adapter in {str(folder)!r} was not written by fedray; load it with PEFT instead."
         )
     ranks = _ranks(config)
-    expected = {f"{_ROOT}{path}.{side}.weight" for path in ranks for side in _SIDES}
+    expected = {f"{ROOT}{path}.{side}.weight" for path in ranks for side in _SIDES}
     _refuse_other_keys(str(folder), expected, tensors.keys())
     factors = {}
     for path, (rank, scale) in ranks.items():
-        a, b = (tensors[f"{_ROOT}{path}.{side}.weight"] for side in _SIDES)
+        a, b = (tensors[f"{ROOT}{path}.{side}.weight"] for side in _SIDES)
         if a.shape[0] != rank or b.shape[1] != rank:
             raise ModelError(
                 f"{path} in {str(folder)!r} should have rank {rank}; its factors are {list(a.shape)} and "
@@ -154,23 +154,30 @@ def _peft_config(model: PreTrainedModel, paths: Mapping[str, Factors], base_name
         rank_pattern={path: factors.rank for path, factors in paths.items()},
         alpha_pattern={path: factors.scale * factors.rank for path, factors in paths.items()},
         base_model_name_or_path=base_name,
-        task_type="CAUSAL_LM" if model.can_generate() else "FEATURE_EXTRACTION",
+        task_type=task_type(model),
         inference_mode=True,
     )
 
 
-def _as_json(config: LoraConfig) -> str:
+def task_type(model: PreTrainedModel) -> str:
+    """What PEFT calls what the model is for."""
+    return "CAUSAL_LM" if model.can_generate() else "FEATURE_EXTRACTION"
+
+
+def as_json(config: PeftConfig) -> str:
+    """A configuration as PEFT writes it, in the same order in every process."""
     # PEFT keeps the targets as a set, whose order changes from process to process.
-    fields: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
+    fields: dict[str, Any] = config.to_dict()
     return json.dumps(fields, default=sorted, indent=2, sort_keys=True) + "\n"
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
+    """On the CPU, with memory of its own."""
     return tensor.detach().cpu().contiguous().clone()
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A fresh folder to write in, which takes the place of `folder` if all went well and vanishes if not."""
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _FILES):
         raise ModelError(

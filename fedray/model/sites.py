@@ -7,17 +7,19 @@ this site.
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fedray.adapter import WEIGHTS
 from fedray.errors import ModelError
+from fedray.model.added import PROMPT
 from fedray.model.anatomy import Anatomy
 from fedray.model.layout import current_layout
-from fedray.model.weight_sites import WeightSite
+from fedray.model.weight_sites import WeightSite, attach_weight_sites, weights_installed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,23 @@ def _in_turn(frozen: Tensor, x: Tensor, a: Tensor, b: Tensor, counts: tuple[int,
 Sites = Mapping[str, LoraSite]
 Installed = Mapping[str, StackedFactors | Tensor]
 """What stands at sites: factors by a linear's path, and the model's own weights [C, ...] by flat name."""
+
+
+def prompt_rows(factors: Installed, num_rows: int) -> Tensor | None:
+    """The clients' prompts before each of their rows, [N, P, D]; None where none is installed."""
+    prompt = factors.get(WEIGHTS + PROMPT)
+    if not isinstance(prompt, Tensor):
+        return None
+    return prompt.repeat_interleave(num_rows // len(prompt), dim=0)
+
+
+def own_weights_installed(
+    anatomy: Anatomy, factors: Installed, rows_each: int
+) -> AbstractContextManager[None]:
+    """The clients' own weights at their modules; sites come when they are first asked for."""
+    weights = {n.removeprefix(WEIGHTS): t for n, t in factors.items() if isinstance(t, Tensor)}
+    sites = attach_weight_sites(anatomy, weights) if weights else ()
+    return weights_installed(sites, weights, rows_each)
 
 
 def attach_sites(anatomy: Anatomy, targets: tuple[str, ...]) -> dict[str, LoraSite]:

@@ -1,4 +1,4 @@
-"""Weight sites: a module of the frozen model that computes with weights of each client's own.
+"""Weight sites: a module of the frozen model that computes with weights, or scales, of each client's own.
 
 Full fine-tuning and bias tuning train what the model has; in a pack every client has its own copy of that,
 stacked, while what is not trained is shared. The module tree and its names stay as they were.
@@ -19,6 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from fedray.errors import ModelError
 from fedray.model.anatomy import Anatomy
 
+# A vector of each client's own that rescales a linear, [C, O, 1] what comes out or [C, 1, I] what goes in.
+IA3 = "ia3_l"
+
 
 class WeightSite:
     """Takes the place of a module's ``forward``; with nothing installed it is the frozen module."""
@@ -33,7 +36,15 @@ class WeightSite:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the module does, for rows of C clients; x is [N, T, I], or ids [N, T] or [1, T]."""
-        if not self.own:
+        scale = self.own.get(IA3)
+        if scale is None:
+            return self._computed(x)
+        if scale.shape[1] == 1:
+            return self._computed(_by_client(x, scale[:, 0]))
+        return _by_client(self._computed(x), scale[:, :, 0])
+
+    def _computed(self, x: Tensor) -> Tensor:
+        if not self.own.keys() - {IA3}:
             return cast(Tensor, self.frozen(x))
         match self.module:
             case nn.Embedding():
@@ -66,8 +77,7 @@ class WeightSite:
     def _scaled(self, normed: Tensor) -> Tensor:
         weight = self.own.get("weight")
         if weight is not None:
-            by_client = normed.reshape(len(weight), -1, normed.shape[-1])
-            normed = (by_client * weight.to(normed.dtype)[:, None]).view(normed.shape)
+            normed = _by_client(normed, weight)
         return self._shifted(normed, self.own.get("bias"))
 
     def _shifted(self, answer: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,6 +85,12 @@ class WeightSite:
             return answer
         by_client = answer.reshape(len(bias), -1, answer.shape[-1])
         return (by_client + bias.to(answer.dtype)[:, None]).view(answer.shape)
+
+
+def _by_client(x: Tensor, scale: Tensor) -> Tensor:
+    """Rows of C clients, [N, T, I], each times its own scale, [C, I]."""
+    own = x.reshape(len(scale), -1, x.shape[-1])
+    return (own * scale.to(x.dtype)[:, None]).view(x.shape)
 
 
 def _root_mean_square_normed(module: nn.Module, x: Tensor) -> Tensor:
@@ -103,6 +119,8 @@ def attach_weight_sites(anatomy: Anatomy, names: Collection[str]) -> tuple[Weigh
             leaf: name_of[id(parameter)]
             for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
         }
+        if f"{path}.{IA3}" in wanted:
+            own[IA3] = f"{path}.{IA3}"
         if wanted.isdisjoint(own.values()):
             continue
         if not _is_known(module):
@@ -111,7 +129,9 @@ def attach_weight_sites(anatomy: Anatomy, names: Collection[str]) -> tuple[Weigh
                 "trained as it is; leave the stem frozen (menu.depths below all), or train an adapter."
             )
         present: Any = module.forward
-        sites.append(present if isinstance(present, WeightSite) else WeightSite(module, own))
+        site = present if isinstance(present, WeightSite) else WeightSite(module, own)
+        site.names = {**site.names, **own}
+        sites.append(site)
     return tuple(sites)
 
 

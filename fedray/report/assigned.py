@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from fedray.assignment import Assignment, HeadOnly, Lora, Weights
+from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.cost import MARGIN
 from fedray.record import ClientRecord
 from fedray.report.figures import memory_figure, mix_figure
 from fedray.report.markup import Cell, Section, Shaded, html_table, paragraph, picture
 from fedray.report.tallies import DeviceClass, Given
+from fedray.trained import PARTS, Prompt, Weights
 from fedray.units import show_bytes
 
 # Policies with random ranks make one for every client; a table of more is not read.
@@ -89,7 +90,9 @@ def ranks(assignment: Assignment) -> str:
         case HeadOnly():
             return "head only"
         case Weights(part=part):
-            return "all weights" if part == "all" else "biases"
+            return PARTS[part]
+        case Prompt(num_tokens=num_tokens):
+            return f"prompt of {num_tokens}"
         case Lora(ranks=own):
             return "/".join(map(str, sorted({rank for rank in own if rank})))
         case _:

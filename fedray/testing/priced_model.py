@@ -12,12 +12,13 @@ from typing import assert_never
 
 import numpy as np
 
-from fedray.assignment import Assignment, HeadOnly, Lora, Weights
+from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.cost import Crossing, Device, Footprint, Ints, PeakTerms, Roofline, ServerShare, WorkShape
 from fedray.holdings import Holdings
 from fedray.menu import Grid
 from fedray.policy import Cohort
 from fedray.scheduler import Pricing
+from fedray.trained import Prompt, Weights
 from fedray.virtual_server import VirtualServer
 
 BLOCKS = 4
@@ -125,7 +126,7 @@ def ranks_of(entry: Assignment) -> dict[int, int]:
             return dict(zip(blocks, ranks, strict=True))
         case Weights(trained=trained):
             return dict(zip(entry.blocks, map(int, trained), strict=True))
-        case HeadOnly():
+        case Prompt() | HeadOnly():
             return {}
         case _:
             assert_never(entry.adapter)

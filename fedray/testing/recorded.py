@@ -107,5 +107,13 @@ class _Shut:
         ranks = ranks_of(entry)
         own = entry.client_blocks(BLOCKS) if entry.split else entry.blocks
         trained = [block in own and ranks.get(block, 0) > 0 for block in range(BLOCKS)]
-        found = {name: np.where(trained, drawn.random(BLOCKS), np.nan).tolist() for name in self.observables}
-        return {name: values[:1] if name == "squared_loss" else values for name, values in found.items()}
+        found: dict[str, list[float]] = {
+            name: np.where(trained, drawn.random(BLOCKS), np.nan).tolist() for name in self.observables
+        }
+        if "squared_loss" in found:
+            found["squared_loss"] = found["squared_loss"][:1]
+        if "kept_rank" in found:
+            del found["kept_rank"]
+            if not entry.split:
+                found["kept_rank"] = [float(entry.max_rank - drawn.integers(0, 2) * (entry.max_rank > 1))]
+        return found

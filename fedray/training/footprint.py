@@ -62,7 +62,7 @@ class FootprintTracer:
         anatomy = self._subject.anatomy_of(assignment)
         adapter = self._steps.adapter(assignment)
         own = client_share(anatomy, assignment, adapter)
-        statistics = values_on_meta(self._subject.observables, anatomy.num_blocks)
+        statistics = values_on_meta(self._subject.observables, anatomy.num_blocks, split=assignment.split)
         ops = [(flops, moved, times) for (flops, moved), times in counts.ops.items()]
         crossed = own.tensors()
         peak = dict(counts.peak())

@@ -1,7 +1,8 @@
 """What a policy's observables ask of clients: sums over local steps, for every client and block; one mean.
 
 ``squared_loss`` is the mean over a client's real rows in all its steps of the square of each row's loss, of
-which Oort's statistical utility (2010.06081) is made. Under a cut no client knows it.
+which Oort's statistical utility (2010.06081) is made. ``kept_rank`` is the LoRA rank that a client would
+go on with (`fedray.training.tails`). Under a cut no client knows either.
 
 Only a block's own adapter is looked at, and only where the client trains it itself: the frozen weights have
 no gradients, and under a cut those above it are the server's. Nothing here is clipped,
@@ -21,13 +22,14 @@ from fedray.observable import BLOCK_OBSERVABLES, BlockObservable, Observable
 from fedray.training.optimizer import squares_per_client
 
 SQUARED_LOSS: Observable = "squared_loss"
+KEPT_RANK: Observable = "kept_rank"
 
 
-def values_on_meta(observables: Sequence[Observable], num_blocks: int) -> dict[str, Tensor]:
-    """What crosses a link of these, without values."""
-    return {
-        name: torch.empty(1 if name == SQUARED_LOSS else num_blocks, device="meta") for name in observables
-    }
+def values_on_meta(observables: Sequence[Observable], num_blocks: int, *, split: bool) -> dict[str, Tensor]:
+    """What crosses a link of these, without values; ``split`` tells whether under a cut."""
+    known = [name for name in observables if name in BLOCK_OBSERVABLES or not split]
+    sizes = [num_blocks if name in BLOCK_OBSERVABLES else 1 for name in known]
+    return {name: torch.empty(size, device="meta") for name, size in zip(known, sizes, strict=True)}
 
 
 class BlockStatistics:

@@ -28,6 +28,9 @@ class LocalOptimizer:
         momentum: of SGD.
         proximal_mu: of FedProx (1812.06127): the loss has mu / 2 times the squared distance to what the round
             began from, so that a client stays near it; 0 is plain.
+        tail_penalty: of HetLoRA (2401.06432): lambda times the sum over sites of the norms' product of the
+            factors' last ranks is added to the loss; 0 is plain.
+        tail_gamma: the last ranks of r are those from floor(gamma r) on.
     """
 
     optim: Optim = "adamw"
@@ -40,6 +43,8 @@ class LocalOptimizer:
     adam_epsilon: float = 1e-8
     max_grad_norm: float | None = 1.0
     proximal_mu: float = 0.0
+    tail_penalty: float = 0.0
+    tail_gamma: float = 0.99
 
     def __post_init__(self) -> None:
         """Refuse what cannot take effect. Raises ConfigError."""
@@ -53,8 +58,9 @@ class LocalOptimizer:
         ):
             if rate is not None and rate < 0:
                 raise ConfigError(f"{name} must not be negative, found {rate}.")
-        if self.proximal_mu < 0:
-            raise ConfigError(f"proximal_mu must not be negative, found {self.proximal_mu}.")
+        for name, weight in (("proximal_mu", self.proximal_mu), ("tail_penalty", self.tail_penalty)):
+            if weight < 0:
+                raise ConfigError(f"{name} must not be negative, found {weight}.")
 
     def scaled(self, scale: float) -> "LocalOptimizer":
         """The same with every learning rate times ``scale``."""

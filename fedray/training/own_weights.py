@@ -1,7 +1,8 @@
-"""Which of the model's own weights an assignment trains, and where a client gets them from."""
+"""Which of the model's own weights, or of what is beside them, a client trains, and where it gets them."""
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -9,20 +10,52 @@ from transformers import PreTrainedModel
 
 from fedray.adapter import Adapter, GlobalState, Place, head_name, part_of
 from fedray.aggregation.rule import Aggregation
-from fedray.assignment import Assignment, Weights
+from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.errors import ConfigError
+from fedray.model.added import (
+    PROMPT,
+    ia3_shapes,
+    is_added,
+    prompt_shape,
+    vocabulary_size,
+    words_at,
+)
 from fedray.model.anatomy import Anatomy, backbone_prefix
 from fedray.model.slices import head_place, places_of
+from fedray.seeds import derive_seed
+from fedray.trained import Prompt, Weights
 
 
 def trained_names(anatomy: Anatomy, assignment: Assignment) -> tuple[str, ...]:
-    """The model's names of the weights that an assignment trains, in the model's order."""
+    """Names of the weights that an assignment trains: the model's in its order, or what is beside them."""
+    return tuple(trained_shapes(anatomy, assignment))
+
+
+def trained_shapes(anatomy: Anatomy, assignment: Assignment) -> dict[str, tuple[int, ...]]:
+    """The same with their shapes."""
     adapter = assignment.adapter
-    if not isinstance(adapter, Weights):
-        return ()
+    match adapter:
+        case Lora() | HeadOnly():
+            return {}
+        case Prompt(num_tokens=num_tokens):
+            return {PROMPT: prompt_shape(anatomy, num_tokens)}
+        case Weights(part="ia3"):
+            vectors = [ia3_shapes(anatomy, block) for block in _trained_blocks(adapter, assignment)]
+            return {name: shape for of_block in vectors for name, shape in of_block.items()}
+        case Weights():
+            names = _own_names(anatomy, adapter, assignment)
+            return {name: tuple(anatomy.model.get_parameter(name).shape) for name in names}
+        case _:
+            assert_never(adapter)
+
+
+def _trained_blocks(adapter: Weights, assignment: Assignment) -> list[int]:
+    return [block for block, trained in zip(assignment.blocks, adapter.trained, strict=True) if trained]
+
+
+def _own_names(anatomy: Anatomy, adapter: Weights, assignment: Assignment) -> tuple[str, ...]:
     root = backbone_prefix(anatomy.model)
-    blocks = zip(assignment.blocks, adapter.trained, strict=True)
-    paths = tuple(root + anatomy.block_path(block) for block, trained in blocks if trained)
+    paths = tuple(root + anatomy.block_path(block) for block in _trained_blocks(adapter, assignment))
     every = [name for name, _ in anatomy.model.named_parameters()]
     own = {name for name in every if name.startswith(paths)}
     if adapter.part == "bias":
@@ -33,15 +66,41 @@ def trained_names(anatomy: Anatomy, assignment: Assignment) -> tuple[str, ...]:
     return tuple(name for name in every if name in own)
 
 
-def all_trained_names(anatomy: Anatomy, assignments: Iterable[Assignment]) -> tuple[str, ...]:
-    """Those that any of the assignments trains, in the model's order."""
-    own = {name for assignment in assignments for name in trained_names(anatomy, assignment)}
-    return tuple(name for name, _ in anatomy.model.named_parameters() if name in own)
+def initial_weights(anatomy: Anatomy, menu: Iterable[Assignment], run_seed: int) -> dict[str, Tensor]:
+    """All that any of the menu's assignments trains, before round 1, at its largest.
+
+    The model's own are what they are, in its order. IA3's vectors are ones; a prompt is the embeddings of
+    words drawn by the seed, as 2104.08691 has it.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for assignment in menu:
+        for name, shape in trained_shapes(anatomy, assignment).items():
+            shapes[name] = max(shape, shapes.get(name, shape))
+    own = [name for name, _ in anatomy.model.named_parameters() if name in shapes]
+    weights = pretrained(anatomy.model, own)
+    weights |= {name: torch.ones(shapes[name]) for name in sorted(shapes) if is_added(name)}
+    if PROMPT in shapes:
+        random = torch.Generator().manual_seed(derive_seed(run_seed, "initial prompt"))
+        ids = torch.randint(vocabulary_size(anatomy), shapes[PROMPT][:1], generator=random)
+        weights[PROMPT] = words_at(anatomy, ids)
+    return weights
 
 
 def pretrained(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
-    """Their values before round 1, as fp32 copies."""
+    """The values of the model's own weights before round 1, as fp32 copies."""
     return {name: model.get_parameter(name).detach().to(torch.float32, copy=True) for name in names}
+
+
+def refuse_long_prompts(anatomy: Anatomy, assignments: Iterable[Assignment], max_length: int) -> None:
+    """Raises ConfigError for prompts that make rows too long, ModelError for what a family does not have."""
+    for assignment in assignments:
+        trained_shapes(anatomy, assignment)
+        length = assignment.adapter.num_tokens if isinstance(assignment.adapter, Prompt) else 0
+        if length and anatomy.max_tokens is not None and length + max_length > anatomy.max_tokens:
+            raise ConfigError(
+                f"A prompt of {length} tokens before a row of {max_length} makes {length + max_length}, and "
+                f"this model takes {anatomy.max_tokens}; lower menu.prompt_tokens or data.max_length."
+            )
 
 
 def refuse_widths(rule: Aggregation, anatomy: Anatomy, assignments: Iterable[Assignment]) -> None:
@@ -70,9 +129,20 @@ def with_own_weights(
     names, of_head = trained_names(anatomy, assignment), head_place(anatomy, assignment.width)
     own: dict[str, Place] = {name: places[name] for name in names if name in places}
     head = dict(adapter.head)
+    if isinstance(assignment.adapter, Prompt):
+        own |= _prompt_place(assignment.adapter.num_tokens, state.adapter.weights[PROMPT])
     if of_head is not None:
         for name in (name for name in adapter.head if name.endswith("weight")):
             own[head_name(name)] = of_head
             head[name] = part_of(head[name], of_head)
     weights = {name: part_of(state.adapter.weights[name], own.get(name)) for name in names}
     return replace(adapter, head=head, weights=weights, places=own)
+
+
+def _prompt_place(num_tokens: int, whole: Tensor) -> dict[str, Place]:
+    if num_tokens > len(whole):
+        raise ConfigError(
+            f"A prompt of {num_tokens} tokens was asked for, and this run's has {len(whole)}; raise "
+            "menu.prompt_tokens, or ask for fewer."
+        )
+    return {} if num_tokens == len(whole) else {PROMPT: (torch.arange(num_tokens), None)}

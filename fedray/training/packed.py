@@ -11,7 +11,6 @@ K labels, V vocabulary, R largest rank, I and O a linear's widths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -26,10 +25,18 @@ from fedray.model.attention import use_attention
 from fedray.model.counter import Phase, Term
 from fedray.model.families import Context
 from fedray.model.layout import Layout, laid_out
-from fedray.model.sites import Installed, LoraSite, StackedFactors, attach_sites, installed
-from fedray.model.weight_sites import attach_weight_sites, weights_installed
+from fedray.model.sites import (
+    Installed,
+    LoraSite,
+    StackedFactors,
+    attach_sites,
+    installed,
+    own_weights_installed,
+    prompt_rows,
+)
 from fedray.training.observables import BlockStatistics
 from fedray.training.optimizer import LocalOptimizer, clip_per_client
+from fedray.training.tails import pull_tails
 from fedray.training.task import Batch, Task
 
 
@@ -95,19 +102,17 @@ class PackedForward:
     def __call__(self, batch: Batch) -> Tensor:
         """Logits, [N, K] or [N, T, V]."""
         rows_each = len(batch["attention_mask"]) // num_clients(self._factors, self._head)
-        with _weights_installed(self._backbone, self._factors, rows_each):
+        with own_weights_installed(self._backbone.anatomy, self._factors, rows_each):
             return self._logits(batch)
 
     def _logits(self, batch: Batch) -> Tensor:
-        layout = self._layout(batch)
+        layout, anatomy = self._layout(batch), self._backbone.anatomy
         hidden, context = self._through_blocks(batch, layout)
         self._enter(("head", 0), "logits")
-        anatomy = self._backbone.anatomy
         read = anatomy.read_by_classifier(batch["attention_mask"])
         if layout is None:
             return head_logits(anatomy.head(hidden, context), read, self._head)
-        if anatomy.head_kind == "classification":
-            # It picks a token of each row.
+        if anatomy.head_kind == "classification":  # it picks a token of each row
             return head_logits(anatomy.head(layout.spread(hidden), context), read, self._head)
         return head_logits(layout.spread(anatomy.head(hidden, context)), read, self._head)
 
@@ -117,11 +122,16 @@ class PackedForward:
             return PackedForward(self._backbone, self._course, {}, self._head)(batch)
 
     def _through_blocks(self, batch: Batch, layout: Layout | None) -> tuple[Tensor, Context]:
-        anatomy, course = self._backbone.anatomy, self._course
+        anatomy = self._backbone.anatomy
         self._enter(("stem", 0), "activations")
-        flow = anatomy.stem(batch[anatomy.family.inputs], batch["attention_mask"])
-        passage = Passage(self._backbone, course, self._factors, flow.context, layout, self._observer)
-        return passage.through(flow.hidden if layout is None else layout.tighten(flow.hidden)), flow.context
+        inputs, mask = batch[anatomy.family.inputs], batch["attention_mask"]
+        prompt = prompt_rows(self._factors, len(mask))
+        flow = anatomy.stem(inputs, mask, prompt)
+        passage = Passage(self._backbone, self._course, self._factors, flow.context, layout, self._observer)
+        hidden = passage.through(flow.hidden if layout is None else layout.tighten(flow.hidden))
+        if prompt is not None:
+            return hidden[:, prompt.shape[1] :], replace(flow.context, attention_mask=mask, input_ids=inputs)
+        return hidden, flow.context
 
     def _layout(self, batch: Batch) -> Layout | None:
         if not self._course.tight or self._course.attention != "memory_efficient":
@@ -223,20 +233,11 @@ def _installed_block(
 
     def run(hidden: Tensor, context: Any) -> Tensor:
         backbone.anatomy.model.config._attn_implementation = kernel
-        weights = _weights_installed(backbone, factors, len(hidden) // num_clients(factors, {}))
+        weights = own_weights_installed(backbone.anatomy, factors, len(hidden) // num_clients(factors, {}))
         with laid_out(layout), installed(backbone.sites, factors), weights:
             return backbone.anatomy.block(block, hidden, context)
 
     return run
-
-
-def _weights_installed(
-    backbone: Backbone, factors: Installed, rows_each: int
-) -> AbstractContextManager[None]:
-    """The clients' own weights at their modules; sites come when they are first asked for."""
-    weights = {n.removeprefix(WEIGHTS): t for n, t in factors.items() if isinstance(t, Tensor)}
-    sites = attach_weight_sites(backbone.anatomy, weights) if weights else ()
-    return weights_installed(sites, weights, rows_each)
 
 
 class Stack:
@@ -266,6 +267,7 @@ class Stack:
         self.moments = optimizer.moments(list(self.params.values()))
         self.anchors = optimizer.anchors(list(self.params.values()))
         self.steps = steps
+        self.tails: Mapping[str, Tensor] = {}  # by site which ranks are a client's last, [C, R], if pulled
         self.statistics: BlockStatistics | None = None  # looks on at every step, if given
 
     def step(
@@ -322,11 +324,14 @@ class Stack:
         optimizer = self.optimizer
         own = [leaf.detach() for leaf in leaves.values()]
         optimizer.pull(own, grads, [self._take(anchor, members) for anchor in self.anchors])
+        named = dict(zip(leaves, own, strict=True))
+        if self.tails:
+            pull_tails(self.tails, named, grads, self.frozen, members, optimizer.tail_penalty)
         if optimizer.max_grad_norm is not None and own:
             clip_per_client(grads, optimizer.max_grad_norm, squares_elsewhere)
         steps = self._take(self.steps, members).add_(1)
         moments = [[self._take(m, members) for m in kind] for kind in self.moments]
-        optimizer.step(dict(zip(leaves, own, strict=True)), grads, moments, steps)
+        optimizer.step(named, grads, moments, steps)
         if members is not None:
             self.steps.index_copy_(0, members, steps)
             for kept, moved in zip(self.params.values(), own, strict=True):

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from fedray.adapter import Adapter, Factors, auxiliary
-from fedray.assignment import Assignment, HeadOnly, Lora, Weights
+from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.model.anatomy import Anatomy
 from fedray.seeds import derive_seed
-from fedray.training.own_weights import trained_names
+from fedray.trained import Prompt, Weights
+from fedray.training.own_weights import trained_shapes
 
 
 def site_ranks(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
@@ -22,7 +23,7 @@ def site_ranks(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
     Under a cut these are the sites of both sides.
     """
     match assignment.adapter:
-        case HeadOnly() | Weights():
+        case HeadOnly() | Weights() | Prompt():
             return {}
         case Lora(ranks=ranks, targets=targets):
             blocks = range(len(ranks)) if assignment.split else assignment.blocks
@@ -54,7 +55,7 @@ def empty_adapter(anatomy: Anatomy, assignment: Assignment, num_labels: int, dev
         for prefix in ("", *((auxiliary(assignment.cut),) if assignment.local_loss else ())):
             head[f"{prefix}weight"] = torch.empty(num_labels, width, device=device)
             head[f"{prefix}bias"] = torch.empty(num_labels, device=device)
-    shapes = {name: anatomy.model.get_parameter(name).shape for name in trained_names(anatomy, assignment)}
+    shapes = trained_shapes(anatomy, assignment)
     weights = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
     return Adapter(factors=factors, head=head, weights=weights)
 

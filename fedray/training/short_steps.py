@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, assert_never
 
-from fedray.assignment import Assignment, HeadOnly, Lora, Weights
+from fedray.assignment import Assignment, HeadOnly, Lora
+from fedray.trained import Prompt, Weights
 
 Side = Literal["whole", "client", "server"]
 
@@ -75,7 +76,7 @@ def _with_ranks(assignment: Assignment, cut: int, tail: int, ranks: Sequence[int
             adapter = replace(adapter, ranks=tuple(ranks)) if any(ranks) else HeadOnly()
         case Weights():
             adapter = replace(adapter, trained=tuple(rank > 0 for rank in ranks))
-        case HeadOnly():
+        case Prompt() | HeadOnly():
             pass
         case _:
             assert_never(adapter)
@@ -88,6 +89,8 @@ def _ranks(assignment: Assignment, num_blocks: int) -> tuple[int, ...]:
             return ranks
         case Weights(trained=trained):
             return tuple(int(own) for own in trained)
+        case Prompt():
+            return (1,) * assignment.cut
         case HeadOnly():
             return (0,) * (num_blocks if assignment.split else assignment.cut)
         case _:

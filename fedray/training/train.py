@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from fedray.adapter import WEIGHTS, Adapter, Factors, difference, is_finite
-from fedray.assignment import Assignment, Dtype, Lora, Weights
+from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
 from fedray.seeds import derive_seed
+from fedray.trained import Weights
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Rows, batch_plan, bucket
 from fedray.training.job import Job, Update
 from fedray.training.narrow import NarrowBackbones
-from fedray.training.observables import SQUARED_LOSS, statistics_of
+from fedray.training.observables import KEPT_RANK, SQUARED_LOSS, statistics_of
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone, Observer, Stack, course_of, loss_of_clients
+from fedray.training.tails import rank_after, tail_masks
 from fedray.training.task import Batch, Task
 from fedray.training.waves import plan_waves
 from fedray.width import Width
@@ -126,7 +128,8 @@ def train_pack(
     backbone = workshop.backbone_of(assignment)
     # A device computes its padding and an audit shows that; here only the result is the device's.
     tight = observer is None and not recompute and jobs[0].attention == "memory_efficient"
-    tight = tight and not isinstance(assignment.adapter, Weights)  # their products are stacked by rows
+    # Clients' own weights and prompts are stacked by rows.
+    tight = tight and isinstance(assignment.adapter, Lora | HeadOnly)
     course = replace(course_of(assignment, jobs[0].attention, recompute=recompute), tight=tight)
     stack = stack_of([job.sent for job in jobs], _optimizer(workshop, jobs[0]), workshop.device)
     stack.statistics = statistics_of(jobs[0].observables, backbone.anatomy, assignment, stack.steps)
@@ -157,8 +160,18 @@ def train_pack(
         for job, after, total, rows_seen in zip(jobs, trained, sums.losses.tolist(), seen, strict=True)
     ]
     seen_of = statistics_in(stack, [job.sent for job in jobs])
-    found = zip(updates, seen_of, sums.mean_squares(seen), strict=True)
-    return [observed(update, {**of_blocks, **squares}) for update, of_blocks, squares in found]
+    kept = [
+        _kept_rank(job, after, workshop.optimizer.tail_gamma)
+        for job, after in zip(jobs, trained, strict=True)
+    ]
+    found = zip(updates, seen_of, sums.mean_squares(seen), kept, strict=True)
+    return [observed(update, {**blocks, **squares, **rank}) for update, blocks, squares, rank in found]
+
+
+def _kept_rank(job: Job, trained: Adapter, gamma: float) -> dict[str, Tensor]:
+    if KEPT_RANK not in job.observables:
+        return {}
+    return {KEPT_RANK: torch.tensor([float(rank_after(job.sent, trained, gamma))])}
 
 
 class _LossSums:
@@ -260,6 +273,7 @@ def stack_of(sent: Sequence[Adapter], optimizer: LocalOptimizer, device: str) ->
     params: dict[str, Tensor] = {}
     frozen: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
+    tails: dict[str, Tensor] = {}
     for site, example in sites.items():
         own = [adapter.factors.get(site) for adapter in sent]
         a = _stacked_a(own, example, device)
@@ -273,11 +287,15 @@ def stack_of(sent: Sequence[Adapter], optimizer: LocalOptimizer, device: str) ->
             if f is not None:
                 b[client, :, : f.rank], scale[client] = f.b, f.scale
         params[f"{site}.lora_B"], scales[site] = b, scale
+        if optimizer.tail_penalty:
+            tails[site] = tail_masks(own, optimizer.tail_gamma, a.shape[1], device)
     for name in sent[0].weights:
         params[WEIGHTS + name] = torch.stack([adapter.weights[name] for adapter in sent]).to(device)
     for name in sent[0].head:
         params[f"head.{name}"] = torch.stack([adapter.head[name] for adapter in sent]).to(device)
-    return Stack(params, frozen, scales, optimizer, torch.zeros(len(sent), device=device))
+    stack = Stack(params, frozen, scales, optimizer, torch.zeros(len(sent), device=device))
+    stack.tails = tails
+    return stack
 
 
 def _stacked_a(own: Sequence[Factors | None], example: Factors, device: str) -> Tensor:
@@ -320,7 +338,13 @@ def hold_stack(observer: Observer, stack: Stack, sent: Sequence[Adapter]) -> Non
     """Tell a counter what exists before the first step: what was sent, what is trained, the moments."""
     arrived = [t for adapter in sent for t in (*adapter.tensors().values(), *adapter.frozen().values())]
     observer.hold(arrived, "adapters")
-    kept = [*stack.params.values(), *stack.frozen.values(), *stack.scales.values(), stack.steps]
+    kept = [
+        *stack.params.values(),
+        *stack.frozen.values(),
+        *stack.scales.values(),
+        *stack.tails.values(),
+        stack.steps,
+    ]
     observer.hold(kept, "adapters")
     observer.hold([m for kind in stack.moments for m in kind] + stack.anchors, "optimizer")
     if stack.statistics is not None:

@@ -7,7 +7,8 @@ import pytest
 import ray
 
 import fedray
-from fedray.assignment import Assignment, Lora, Weights
+from fedray.assignment import Assignment, Lora
+from fedray.trained import Weights
 from tiny_run import assert_same_adapter, merged, records, save_fleet
 
 MENU = {

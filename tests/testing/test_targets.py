@@ -133,7 +133,17 @@ def test_shipped_policies_claim_what_their_tests_show(repository):
         assert claim.rung == "laws" or not file.stem.endswith("_style")
         assert load_policy(file, {"deadline_seconds": 1.0} if file.stem == "within_deadline" else None)
     above = {name for name, rung in rungs.items() if rung != "laws"}
-    assert above == {"dtfl", "fed_hello", "fedra", "fedrolex", "ffa", "flexlora", "flora", "heterofl"}
+    assert above == {
+        "dtfl",
+        "fed_hello",
+        "fedra",
+        "fedrolex",
+        "ffa",
+        "flexlora",
+        "flora",
+        "heterofl",
+        "hetlora",
+    }
 
 
 def test_checking_leaves_no_file_where_it_is_run(write, tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ import torch
 from torch.nn import functional
 
 from fedray.adapter import Adapter, GlobalState
-from fedray.assignment import Assignment, Weights, weights_on_top
+from fedray.assignment import Assignment, weights_on_top
 from fedray.cost import WorkShape
 from fedray.model.weight_sites import attach_weight_sites
 from fedray.model.wire import wire_bytes
+from fedray.trained import Weights
 from fedray.training.audit import audit
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.own_weights import pretrained, trained_names, with_own_weights

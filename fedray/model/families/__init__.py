@@ -66,6 +66,10 @@ class Family:
         head: (model, backbone, head, hidden, context) to logits, or the last hidden states.
         axes: what the axes of each module's weight run over, output first, or of a tensor by its own name; by
             the end of a path, of which the longest holds. A bias, or a norm's weight, has the first alone.
+        words: path of the word embeddings in the backbone; None where no words go in.
+        place: (backbone, words' embeddings [N, T, D]) to hidden [N, T, D]: the rest of ``embed``.
+        ia3_outputs: the linears of keys and values, whose outputs IA3 rescales, by their path in a block;
+            ``ia3_inputs`` those that read the feed-forward's units.
         ffn_size: what the configuration calls the feed-forward width; absent there, it is 4 D.
         free_heads: whether heads may together be wider or narrower than the hidden states.
         inputs: what goes into the stem.
@@ -84,6 +88,10 @@ class Family:
     block: Callable[[nn.Module, Tensor, Context], Tensor]
     head: Callable[[PreTrainedModel, nn.Module, Head, Tensor, Context], Tensor]
     axes: Mapping[str, tuple[TensorAxis | None, ...]]
+    words: str | None = None
+    place: Callable[[nn.Module, Tensor], Tensor] = lambda backbone, words: words
+    ia3_outputs: tuple[str, ...] = ()
+    ia3_inputs: tuple[str, ...] = ()
     ffn_size: str = "intermediate_size"
     free_heads: bool = False
     inputs: Inputs = "input_ids"

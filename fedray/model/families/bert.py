@@ -22,6 +22,11 @@ def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
     return hidden
 
 
+def _place(backbone: nn.Module, words: Tensor) -> Tensor:
+    hidden: Tensor = backbone.get_submodule("embeddings")(inputs_embeds=words)
+    return hidden
+
+
 def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
     return Context(mask=padding_mask(attention_mask, hidden.dtype), attention_mask=attention_mask)
 
@@ -60,6 +65,10 @@ FAMILY = Family(
     embed=_embed,
     context=_context,
     block=_block,
+    words="embeddings.word_embeddings",
+    place=_place,
+    ia3_outputs=("attention.self.key", "attention.self.value"),
+    ia3_inputs=("output.dense",),
     head=_head,
     axes={
         "word_embeddings": ("vocabulary", "hidden"),

@@ -14,8 +14,12 @@ def _max_tokens(config: Any) -> int | None:
 
 
 def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    hidden: Tensor = backbone.get_submodule("wte")(input_ids) + backbone.get_submodule("wpe")(positions)
+    return _place(backbone, backbone.get_submodule("wte")(input_ids))
+
+
+def _place(backbone: nn.Module, words: Tensor) -> Tensor:
+    positions = torch.arange(words.shape[1], device=words.device)[None]
+    hidden: Tensor = words + backbone.get_submodule("wpe")(positions)
     return hidden
 
 
@@ -45,6 +49,10 @@ FAMILY = Family(
     embed=_embed,
     context=_context,
     block=_block,
+    words="wte",
+    place=_place,
+    ia3_outputs=("attn.c_attn",),  # keys, values and, as PEFT has it, queries: one linear
+    ia3_inputs=("mlp.c_proj",),
     head=_head,
     axes={
         "wte": ("vocabulary", "hidden"),

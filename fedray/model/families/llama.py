@@ -63,6 +63,9 @@ FAMILY = Family(
     embed=_embed,
     context=_context,
     block=_block,
+    words="embed_tokens",
+    ia3_outputs=("self_attn.k_proj", "self_attn.v_proj"),
+    ia3_inputs=("mlp.down_proj",),
     head=_head,
     axes={
         **dict.fromkeys(("embed_tokens", "lm_head"), ("vocabulary", "hidden")),
