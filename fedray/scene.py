@@ -35,7 +35,7 @@ from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, P
 from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.link import refuse_codecs, without_idle_codecs
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
-from fedray.training.own_weights import refuse_widths
+from fedray.training.own_weights import refuse_parts
 from fedray.training.partitions import HoldOut, Partitions, partition
 from fedray.training.sources import Source, load_rows
 from fedray.training.task import Batch, Task, load_task
@@ -158,7 +158,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     max_length = longest_row(anatomy, config.data.max_length)
     menu = _menu(config, anatomy, train_a=aggregation.trains_a)
     refuse_codecs(aggregation.rule, menu)
-    refuse_widths(aggregation.rule, anatomy, menu)
+    refuse_parts(aggregation.rule, anatomy, menu)
     if task.head == "causal_lm" and config.menu.head_only:
         raise ConfigError(
             f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
@@ -299,6 +299,7 @@ def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignmen
             width_axes=menu.width_axes,
             recompute=menu.recompute,
             dtypes=menu.dtypes,
+            weight_bits=tuple(None if bits == "all" else bits for bits in menu.weight_bits),
             batch_sizes=menu.per_device_train_batch_size,
             scale=menu.lora_scale,
             train_a=train_a,

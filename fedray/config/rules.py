@@ -84,6 +84,11 @@ IDLE = (
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",
     ),
     Idle(
+        keys=("menu.weight_bits",),
+        when=lambda c: not _has_lora(c) and not c.menu.head_only,
+        because="where nothing stays frozen beside what LoRA or a head trains; drop it or give ranks",
+    ),
+    Idle(
         keys=("menu.width_axes",),
         when=lambda c: c.menu.widths == (1.0,),
         because="without menu.widths below 1; drop it or give widths",

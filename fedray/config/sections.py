@@ -136,6 +136,9 @@ class MenuSection(Section):
     )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
+    weight_bits: AtLeastOne[Literal["all", 8, 4]] = Field(
+        ("all",), description="Of the frozen linears of a client's blocks: rounded to 8 or 4, or all of them."
+    )
     per_device_train_batch_size: AtLeastOne[Count] = Field((8,), description="Rows in one local step.")
     target_modules: AtLeastOne[str] | None = Field(
         None, description="Adapted linears by the last part of their name; the family's usual if absent."
