@@ -12,7 +12,8 @@ from fedray.adapter import Factors, GlobalState
 from fedray.aggregation.rule import drift
 from fedray.assignment import Assignment, Attention
 from fedray.averaging import as_sent_up, averaged_ranks, handed_out, who_goes_on
-from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts
+from fedray.clock import ClosedRound
+from fedray.closing import Outing, close_on_clock
 from fedray.cost import Footprint, WorkShape
 from fedray.errors import TrainingError
 from fedray.model.anatomy import Anatomy
@@ -202,33 +203,14 @@ def _due_audits(scene: Scene, progress: Progress, asked: Asked) -> list[int]:
 
 def close(scene: Scene, progress: Progress, asked: Asked) -> ClosedRound:
     """The round on the virtual clock: who arrives, who is late, dropped or out of memory."""
-    cohort, terms, at = asked.cohort, asked.schedule.terms, asked.positions
     verdicts = [progress.audited.get(work_key(job), _UNKNOWN) for job in asked.jobs]
-    held = np.array([verdict.peak_bytes for verdict in verdicts], np.int64)
-    trips = Trips(
-        client_ids=cohort.client_ids,
-        device=cohort.device,
-        fits=np.maximum(held, terms.peak_bytes[at]) <= cohort.device.memory_bytes,
-        compute_seconds=terms.compute_seconds[at],
-        up_bytes=terms.up_bytes[at],
-        down_bytes=terms.down_bytes[at],
-        provision_bytes=terms.provision_bytes[at],
-        riders=None if scene.server is None else terms.riders.take(at),
-        server=scene.server,
+    outing = Outing(
+        cohort=asked.cohort,
+        given=[job.assignment for job in asked.jobs],
+        terms=asked.schedule.terms.take(asked.positions),
+        peak_bytes=np.array([verdict.peak_bytes for verdict in verdicts], np.int64),
     )
-    leaves = None
-    if scene.config.dropouts:
-        availability = scene.fleet.availability(cohort.client_ids)
-        leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
-    closed = close_round(trips, scene.pace, leaves)
-    for job, received, storage in zip(asked.jobs, closed.received, cohort.device.storage_bytes, strict=True):
-        if received:
-            shape = WorkShape(rows=job.assignment.batch_size, tokens=job.tokens, attention=job.attention)
-            held_bytes = scene.footprint(job.assignment, shape).held_bytes
-            progress.holdings.receive(
-                np.array([job.client_id]), held_bytes, job.assignment.dtype, np.array([storage])
-            )
-    return closed
+    return close_on_clock(scene, progress.holdings, outing)
 
 
 def train(scene: Scene, progress: Progress, asked: Asked, closed: ClosedRound, runtime: Runtime) -> Trained:

@@ -199,8 +199,17 @@ def _unseen(config: Config) -> str | None:
 
 
 def _trained_clients(config: Config) -> str | None:
-    data, asked = config.data, config.rounds.clients_per_round
-    if isinstance(data.partitioner, NaturalId) or data.unseen_clients != int(data.unseen_clients):
+    data, asked, devices = config.data, config.rounds.clients_per_round, config.fleet.num_clients
+    if devices is not None and asked > devices:
+        return (
+            f"rounds.clients_per_round asks for {asked} clients, and fleet.num_clients is {devices}; "
+            "ask for fewer or give more."
+        )
+    if (
+        devices is not None
+        or isinstance(data.partitioner, NaturalId)
+        or data.unseen_clients != int(data.unseen_clients)
+    ):
         return None
     training = data.num_clients - int(data.unseen_clients)
     if asked <= training:

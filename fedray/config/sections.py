@@ -115,6 +115,11 @@ class FleetSection(Section):
     correlation: Share | None = Field(
         None, description="How far memory, compute and links go together, 0 to 1; the mix's own if absent."
     )
+    num_clients: Count | None = Field(
+        None,
+        description="Devices of a simulation, each with as many rows as one of the data's clients, drawn by "
+        "the seed; one for each of these if absent.",
+    )
     size_follows_memory: bool = Field(False, description="Clients with more memory hold more rows.")
 
 
