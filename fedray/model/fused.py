@@ -50,7 +50,7 @@ class FusedAttention:
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        **others: Any,
+        **_: object,  # a block passes what its own attention takes; there is no cache, and dropout is off
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states [N, T, D], cosine and sine [1, T, H]; gives [N, T, D] and no scores."""
         module: Any = self.module
@@ -59,7 +59,6 @@ class FusedAttention:
                 hidden_states=hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                **others,
             )
             return scored
         heads = (*hidden_states.shape[:-1], -1, module.head_dim)
@@ -69,7 +68,7 @@ class FusedAttention:
         cosine, sine = (table.unsqueeze(-2) for table in position_embeddings)
         turned = [rotated(norm(x), cosine, sine) for norm, x in zip(self.norms, (query, key), strict=True)]
         query, key, value = (x.transpose(1, 2) for x in (*turned, value))
-        answer, _ = fedray_memory_efficient(module, query, key, value, attention_mask, module.scaling)
+        answer = fedray_memory_efficient(module, query, key, value, attention_mask, module.scaling)[0]
         merged: Tensor = module.o_proj(answer.reshape(*heads[:-2], -1))
         return merged, None
 

@@ -22,20 +22,18 @@ MENU = {
 }
 # A client of each kind, by what its entry is like; the eighth has a submodel, which no menu lists.
 KINDS = [
-    lambda e: not e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (2, 2, 2, 2) and plain(e),
-    lambda e: not e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (0, 0, 0, 4) and plain(e),
+    lambda e: whole_lora(e, 2, 2, 2, 2) and plain(e),
+    lambda e: whole_lora(e, 0, 0, 0, 4) and plain(e),
     lambda e: e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (4, 4, 4, 4) and plain(e),
     lambda e: e.width is not None and e.adapter.stem and plain(e),
-    lambda e: (
-        not e.split and isinstance(e.adapter, Weights) and e.adapter.stem and e.width is None and plain(e)
-    ),
-    lambda e: (
-        not e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (4,) * 4 and e.up_codec == "int8"
-    ),
-    lambda e: (
-        not e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (4,) * 4 and e.weight_bits == 8
-    ),
+    lambda e: isinstance(e.adapter, Weights) and e.adapter.stem and e.width is None and plain(e),
+    lambda e: whole_lora(e, 4, 4, 4, 4) and e.up_codec == "int8" and e.weight_bits is None,
+    lambda e: whole_lora(e, 4, 4, 4, 4) and e.up_codec == "none" and e.weight_bits == 8,
 ]
+
+
+def whole_lora(entry, *ranks):
+    return not entry.split and isinstance(entry.adapter, Lora) and entry.adapter.ranks == ranks
 
 
 def plain(entry):
