@@ -107,7 +107,9 @@ def draw_online(run_seed: int, round_number: int, client_ids: Ints, availability
     return np.isinf(draw_dropouts(run_seed, round_number, client_ids, availability))
 
 
-def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) -> ClosedRound:
+def close_round(
+    trips: Trips, pace: Pace, leaves_after: Floats | None = None, offline_seconds: Floats | None = None
+) -> ClosedRound:
     """Runs the trips side by side from second 0 and closes the round.
 
     The round closes at the earliest of three moments: the ``pace.goal``-th arrival (of equal moments the
@@ -123,6 +125,8 @@ def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) ->
         trips: of the clients that were given something; with nobody the round closes at second 0.
         pace: goal, concurrency and deadline; the concurrency may not be smaller than the number of trips.
         leaves_after: from `draw_dropouts`; None if nobody drops out.
+        offline_seconds: when each goes offline and drops out, from the round's start, [clients]; infinity
+            for who stays, None if everybody does.
 
     Raises:
         ConfigError: if ``pace.concurrency`` cannot take effect.
@@ -135,6 +139,8 @@ def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) ->
         )
     middle = _Middle(trips, np.full(num_clients, np.inf))
     leave = np.full(num_clients, np.inf) if leaves_after is None else leaves_after * middle.arrival_seconds
+    if offline_seconds is not None:
+        leave = np.minimum(leave, offline_seconds)
     gone = np.where(trips.fits, leave, np.minimum(leave, trips.receive_seconds))
     if np.isfinite(gone).any():
         middle = _Middle(trips, gone)

@@ -147,17 +147,19 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     """One round, from the selection to its records; what it came to is in ``progress``."""
     started = perf_counter()
     config = scene.config
-    view = scene.view(number, progress.history())
+    opens = scene.presence.opens(np.arange(scene.partitions.num_clients), progress.elapsed_seconds)
+    view = scene.view(number, progress.history(), opens)
     menu = ask_menu(scene.policy, view)
     pricing = rounds.pricing_of(scene, progress, number)
     view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
     chosen, policy_state = ask_selection(scene.policy, view, progress.policy_state)
-    cohort = scene.cohort(number, np.sort(chosen))
+    begins, present = scene.presence.asked(chosen, opens)
+    cohort = scene.cohort(number, present)
     offers = price_menu(menu, cohort, pricing)
     schedule = decide(scene.policy, cohort, offers, policy_state, pricing)
     asked = rounds.ask(scene, progress, cohort, schedule)
     measured = rounds.audit_clients(scene, progress, asked, runtime)
-    closed = rounds.close(scene, progress, asked)
+    closed = rounds.close(scene, progress, asked, begins)
     drift = rounds.drift_of(scene, progress, asked)
     trained = rounds.train(scene, progress, asked, closed, runtime)
     clients = rounds.records_of(scene, asked, closed, trained, measured)
@@ -170,6 +172,8 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.clients += clients
     progress.evaluations += evaluations
     progress.policy_state = scene.policy.observe(history_of(clients), schedule.state)
+    took = begins - progress.elapsed_seconds + closed.virtual_seconds
+    closed = replace(closed, virtual_seconds=took)
     record = _summed(number, clients, evaluations, closed, drift, perf_counter() - started)
     progress.rounds.append(record)
     return record

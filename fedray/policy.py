@@ -240,6 +240,7 @@ class View:
         menu: the configuration's assignments.
         num_rows: of each client's training data, [num_clients].
         is_online: what `View.online` asks, [clients] to [clients]; it knows the fleet and the round.
+        only_online: who is not online is not asked, so `View.sample` gives nobody else.
         cohort_of: what `View.cohort` asks; ``offers_of`` what `View.offers` asks.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``, and
             as ``statistics`` the values of the policy's observables, [num_blocks] each by name: not a
@@ -254,6 +255,7 @@ class View:
     menu: tuple[Assignment, ...]
     num_rows: Ints = field(default_factory=_unknown)
     is_online: Callable[[Ints], Bools] = _everybody
+    only_online: bool = False
     cohort_of: Callable[[Ints], Cohort] = _no_profiles
     offers_of: Callable[[Ints], Offers] = _no_prices
     history: Sequence[Mapping[str, Any]] = field(default=())
@@ -263,8 +265,9 @@ class View:
 
         Args:
             count: fewer are given where there are fewer.
-            online: only clients that are online this round.
+            online: only clients that are online this round; with ``only_online`` it is so anyway.
         """
+        online = online or self.only_online
         size = min(self.clients_per_round if count is None else count, self.num_clients)
         asked = size
         while True:
@@ -276,11 +279,13 @@ class View:
             asked = min(4 * max(asked, 1), self.num_clients)
 
     def online(self, client_ids: Ints | Sequence[int]) -> Bools:
-        """Which of these clients stay online for the whole round, [clients], in the order given.
+        """Which of these clients are online, [clients], in the order given.
 
-        A client is online with the probability that its profile declares as ``availability``, drawn anew
-        for every round from the run's seed, the round and the client alone: whoever else is asked about
-        changes nothing. With ``dropouts: true`` those who are not online are those who would drop out.
+        By a trace or a daily rhythm (``availability``) it is who is online as the round starts; how long, a
+        server does not know. Otherwise it is who stays online for the whole round: a client is with the
+        probability that its profile declares as ``availability``, drawn anew for every round from the run's
+        seed, the round and the client alone: whoever else is asked about changes nothing. With ``dropouts:
+        true`` those who are not online are those who would drop out.
 
         Raises:
             PolicyError: if an id is not one of the fleet's.

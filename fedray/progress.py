@@ -51,6 +51,11 @@ class Progress:
         """How many; the next is one more."""
         return len(self.rounds)
 
+    @property
+    def elapsed_seconds(self) -> float:
+        """Virtual, from the run's start to the end of the last finished round."""
+        return float(sum(record.virtual_seconds for record in self.rounds))
+
     def remember(self, states: Mapping[int, ClientState]) -> None:
         """What these clients keep from now on; the others keep what they had."""
         self.client_states |= states

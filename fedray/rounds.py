@@ -200,8 +200,8 @@ def _due_audits(scene: Scene, progress: Progress, asked: Asked) -> list[int]:
     return due
 
 
-def close(scene: Scene, progress: Progress, asked: Asked) -> ClosedRound:
-    """The round on the virtual clock: who arrives, who is late, dropped or out of memory."""
+def close(scene: Scene, progress: Progress, asked: Asked, begins: float) -> ClosedRound:
+    """The round on the virtual clock from ``begins`` on: who arrives, is late, dropped or out of memory."""
     cohort, terms, at = asked.cohort, asked.schedule.terms, asked.positions
     verdicts = [progress.audited.get(work_key(job), _UNKNOWN) for job in asked.jobs]
     held = np.array([verdict.peak_bytes for verdict in verdicts], np.int64)
@@ -220,7 +220,8 @@ def close(scene: Scene, progress: Progress, asked: Asked) -> ClosedRound:
     if scene.config.dropouts:
         availability = scene.fleet.availability(cohort.client_ids)
         leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
-    closed = close_round(trips, scene.pace, leaves)
+    offline = scene.presence.until(cohort.client_ids, begins) - begins
+    closed = close_round(trips, scene.pace, leaves, offline)
     for job, received, storage in zip(asked.jobs, closed.received, cohort.device.storage_bytes, strict=True):
         if received:
             shape = WorkShape(rows=job.assignment.batch_size, tokens=job.tokens, attention=job.attention)

@@ -6,11 +6,11 @@ No weight is loaded here, so a plan is cheap; `furnish` brings the weights for a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fedray.aggregation.chosen import choose_rule
@@ -18,7 +18,7 @@ from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_pace
 from fedray.assignment import Assignment, Dtype
 from fedray.clock import draw_online
-from fedray.config.sections import Config, DataSection
+from fedray.config.sections import Config
 from fedray.cost import Footprint, Ints, WorkShape
 from fedray.errors import ConfigError
 from fedray.fleet import Fleet, load_fleet
@@ -28,10 +28,11 @@ from fedray.model.load import empty_backbone, load_backbone, load_config, load_p
 from fedray.parts import held_pieces, refuse_another_models
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
+from fedray.presence import Presence, presence_of
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
-from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
+from fedray.training.divisions import division_of
 from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.link import refuse_codecs, without_idle_codecs
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
@@ -56,6 +57,7 @@ class Scene:
         tokens: what each client's longest row is padded to, [clients].
         num_tokens: real ones of all its rows, [clients].
         server: above the clients' cuts; None where none is asked for.
+        presence: who is online when.
     """
 
     config: Config
@@ -79,6 +81,7 @@ class Scene:
     num_tokens: Ints
     tracer: FootprintTracer
     server: VirtualServer | None
+    presence: Presence
 
     @property
     def anatomy(self) -> Anatomy:
@@ -98,8 +101,16 @@ class Scene:
         """Whether what lies below the cuts is averaged after a round; after the last it always is."""
         return round_number % self.aggregation_interval == 0 or round_number == self.config.rounds.num_rounds
 
-    def view(self, round_number: int, history: Sequence[Mapping[str, object]]) -> View:
-        """What a policy may know before it selects this round's clients."""
+    def view(
+        self, round_number: int, history: Sequence[Mapping[str, object]], at_seconds: float = 0.0
+    ) -> View:
+        """What a policy may know before it selects this round's clients, at a moment of the run."""
+
+        def is_online(ids: Ints) -> NDArray[np.bool_]:
+            if self.presence.sessions is not None:
+                return self.presence.online(ids, at_seconds)
+            return draw_online(self.config.seed, round_number, ids, self.fleet.availability(ids))
+
         return View(
             round=round_number,
             seed=derive_seed(self.config.seed, "selection", round_number),
@@ -108,9 +119,8 @@ class Scene:
             menu=self.menu,
             num_rows=self.partitions.num_rows,
             cohort_of=lambda ids: self.cohort(round_number, ids),
-            is_online=lambda ids: draw_online(
-                self.config.seed, round_number, ids, self.fleet.availability(ids)
-            ),
+            is_online=is_online,
+            only_online=self.presence.sessions is not None,
             history=history,
         )
 
@@ -204,6 +214,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         tokens=_tokens(encoded, partitions, max_length),
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
         server=_server(config, anatomies),
+        presence=presence_of(config, fleet, partitions.num_clients),
         tracer=FootprintTracer(subject, cache_dir),
     )
 
@@ -339,33 +350,7 @@ def _partitions(config: Config, rows: datasets.Dataset, fleet: Fleet | None) -> 
         unseen_clients=data.unseen_clients,
     )
     size_rank = None if fleet is None else fleet.data_size_rank(np.arange(len(fleet)))
-    return partition(rows, _partitioning(data), hold_out, seed=config.seed, size_rank=size_rank)
-
-
-def _partitioning(data: DataSection) -> Partitioning:
-    section = data.partitioner
-    match section.name:
-        case "iid":
-            return Iid(num_clients=data.num_clients)
-        case "dirichlet":
-            return Dirichlet(
-                num_clients=data.num_clients,
-                label_column=section.label_column,
-                alpha=section.alpha,
-                min_partition_size=section.min_partition_size,
-            )
-        case "natural_id":
-            return NaturalId(
-                column=section.column, min_rows=section.min_rows, max_clients=section.max_clients
-            )
-        case "pathological":
-            return Pathological(
-                num_clients=data.num_clients,
-                label_column=section.label_column,
-                num_classes_per_partition=section.num_classes_per_partition,
-            )
-        case _:
-            assert_never(section.name)
+    return partition(rows, division_of(data), hold_out, seed=config.seed, size_rank=size_rank)
 
 
 def _fleet(config: Config, num_clients: int) -> Fleet:

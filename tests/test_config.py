@@ -321,6 +321,7 @@ NO_EFFECT = [
     ({"data": {"split": "train"}}, "data.split"),
     ({"data": {"source": "banking77", "modules": ["email"]}}, "data.modules"),
     ({"data": {"num_clients": 8, "partitioner": {"name": "natural_id", "column": "c"}}}, "data.num_clients"),
+    ({"availability": "diurnal", "dropouts": True}, "dropouts"),
     ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
 ]
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedray.config.sections import Config, NaturalId
+from fedray.config.time_sections import DeclaredShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,11 @@ IDLE = (
         when=lambda c: isinstance(c.data.partitioner, NaturalId),
         because="with the natural_id partitioner, whose column says who the clients are; "
         "drop it or give data.partitioner.max_clients",
+    ),
+    Idle(
+        keys=("dropouts",),
+        when=lambda c: not isinstance(c.availability, DeclaredShare),
+        because="with availability: trace or diurnal, where who goes offline drops out; drop it",
     ),
     Idle(
         keys=("aggregation.options",),

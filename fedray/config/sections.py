@@ -24,6 +24,7 @@ from fedray.config.kinds import (
     Section,
     Share,
 )
+from fedray.config.time_sections import Availability, DeclaredShare
 from fedray.width import Axis
 
 
@@ -365,6 +366,7 @@ class Config(Section):
         default_factory=AggregationSection, description="How updates become one state."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
+    availability: Availability = Field(default_factory=DeclaredShare, description="Who is online when.")
     dropouts: bool = Field(False, description="Clients drop out of rounds as their profiles declare.")
     provision: Literal["first_contact", "preinstalled"] = Field(
         "first_contact", description="Frozen weights reach a client when first needed, or lie there already."
