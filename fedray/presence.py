@@ -64,7 +64,8 @@ class Presence:
         begins = self.opens(chosen, at_seconds)
         if np.isinf(begins):
             raise PolicyError(
-                f"select chose {len(chosen)} clients, none of whom is ever online; choose among view.sample()."
+                f"select chose {len(chosen)} clients, none of whom is ever online; choose among "
+                "view.sample()."
             )
         return begins, np.sort(chosen[self.online(chosen, begins)])
 

@@ -21,6 +21,9 @@ class ClientRecord:
     model. ``boundary_*`` are bytes over the cut in all steps, counted and predicted, beside the update's
     own; ``num_messages`` went over it both ways. ``waiting_seconds`` are those of the virtual seconds that
     the client waited for the server.
+
+    ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the client declares, with
+    a server that nobody else rides.
     """
 
     round: int
@@ -52,6 +55,7 @@ class ClientRecord:
     predicted_boundary_up_bytes: int = 0
     predicted_boundary_down_bytes: int = 0
     num_messages: int = 0
+    predicted_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

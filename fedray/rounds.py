@@ -13,12 +13,13 @@ from fedray.aggregation.rule import drift
 from fedray.assignment import Assignment, Attention
 from fedray.averaging import as_sent_up, averaged_ranks, handed_out, who_goes_on
 from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts
-from fedray.cost import Footprint, WorkShape
+from fedray.cost import Device, Footprint, WorkShape
 from fedray.errors import TrainingError
 from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
 from fedray.observable import statistics_to_json
 from fedray.policy import Cohort
+from fedray.price_sheet import compute_seconds_of, riders_of
 from fedray.progress import Progress, Verdict
 from fedray.record import ClientRecord, Outcome
 from fedray.runtime.carrier import AuditJob, Done, Order, TrainPack
@@ -59,12 +60,20 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The clients of a round that were given something; arrays and tuples are [asked], in cohort order."""
+    """The clients of a round that were given something; arrays and tuples are [asked], in cohort order.
+
+    Attributes:
+        cohort: as they declare themselves; ``device`` what they really are.
+        begins: virtual seconds from the run's start at which they were asked.
+        positions: of the asked clients in the whole cohort.
+    """
 
     cohort: Cohort
+    device: Device
+    begins: float
     schedule: Schedule
     jobs: tuple[Job, ...]
-    positions: NDArray[np.int64]  # of the asked clients in the whole cohort
+    positions: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +124,7 @@ def pricing_of(scene: Scene, progress: Progress, round_number: int) -> Pricing:
     )
 
 
-def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule) -> Asked:
+def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule, begins: float = 0.0) -> Asked:
     """A job for every client that was given an assignment. Raises ConfigError for codecs the rule refuses."""
     rule, state, seed = scene.rule, progress.state, scene.config.seed
     given = schedule.decision.assignments
@@ -150,7 +159,15 @@ def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule) ->
         )
     refuse_codecs(rule, [job.assignment for job in jobs])
     received = tuple(sent_down(anatomy, job) for job in jobs)
-    return Asked(cohort=cohort.take(positions), schedule=schedule, jobs=received, positions=positions)
+    asked = cohort.take(positions)
+    return Asked(
+        cohort=asked,
+        device=scene.actual.device(asked.device, asked.client_ids, asked.round, begins),
+        begins=begins,
+        schedule=schedule,
+        jobs=received,
+        positions=positions,
+    )
 
 
 def work_key(job: Job) -> str:
@@ -162,9 +179,9 @@ def work_key(job: Job) -> str:
 def audit_clients(scene: Scene, progress: Progress, asked: Asked, runtime: Runtime) -> dict[int, int]:
     """Peak bytes of the clients that ran alone under the counter; verdicts go into the progress.
 
-    A client that passes the memory it declares is ended there.
+    A client that passes the memory it has is ended there.
     """
-    memory, delta = asked.cohort.device.memory_bytes.tolist(), progress.state.base_delta
+    memory, delta = asked.device.memory_bytes.tolist(), progress.state.base_delta
     due = _due_audits(scene, progress, asked)
     orders = [AuditJob(job=asked.jobs[i], base_delta=delta, limit_bytes=memory[i]) for i in due]
     measured: dict[int, int] = {}
@@ -185,7 +202,7 @@ def _due_audits(scene: Scene, progress: Progress, asked: Asked) -> list[int]:
 
     The one with most memory stands for all that do the same: if it does not fit there, it fits nobody.
     """
-    section, memory = scene.config.audit, asked.cohort.device.memory_bytes.tolist()
+    section, memory = scene.config.audit, asked.device.memory_bytes.tolist()
     keys = [work_key(job) for job in asked.jobs]
     richest: dict[str, int] = {}
     for i, key in enumerate(keys):
@@ -200,28 +217,37 @@ def _due_audits(scene: Scene, progress: Progress, asked: Asked) -> list[int]:
     return due
 
 
-def close(scene: Scene, progress: Progress, asked: Asked, begins: float) -> ClosedRound:
-    """The round on the virtual clock from ``begins`` on: who arrives, is late, dropped or out of memory."""
-    cohort, terms, at = asked.cohort, asked.schedule.terms, asked.positions
+def trips_of(scene: Scene, progress: Progress, asked: Asked) -> Trips:
+    """What the asked clients set out to do, at the rates and in the memory that they really have."""
+    terms, at = asked.schedule.terms, asked.positions
+    seconds, riders = terms.compute_seconds[at], terms.riders.take(at)
+    if not scene.actual.as_declared:
+        really, given = replace(asked.cohort, device=asked.device), [job.assignment for job in asked.jobs]
+        seconds = compute_seconds_of(given, really, scene.footprint, scene.server)
+        riders = riders_of(given, really, scene.footprint)[0]
     verdicts = [progress.audited.get(work_key(job), _UNKNOWN) for job in asked.jobs]
     held = np.array([verdict.peak_bytes for verdict in verdicts], np.int64)
-    trips = Trips(
-        client_ids=cohort.client_ids,
-        device=cohort.device,
-        fits=np.maximum(held, terms.peak_bytes[at]) <= cohort.device.memory_bytes,
-        compute_seconds=terms.compute_seconds[at],
+    return Trips(
+        client_ids=asked.cohort.client_ids,
+        device=asked.device,
+        fits=np.maximum(held, terms.peak_bytes[at]) <= asked.device.memory_bytes,
+        compute_seconds=seconds,
         up_bytes=terms.up_bytes[at],
         down_bytes=terms.down_bytes[at],
         provision_bytes=terms.provision_bytes[at],
-        riders=None if scene.server is None else terms.riders.take(at),
+        riders=None if scene.server is None else riders,
         server=scene.server,
     )
-    leaves = None
+
+
+def close(scene: Scene, progress: Progress, asked: Asked) -> ClosedRound:
+    """The round on the virtual clock: who arrives, who is late, dropped or out of memory."""
+    cohort, begins, leaves = asked.cohort, asked.begins, None
     if scene.config.dropouts:
         availability = scene.fleet.availability(cohort.client_ids)
         leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
     offline = scene.presence.until(cohort.client_ids, begins) - begins
-    closed = close_round(trips, scene.pace, leaves, offline)
+    closed = close_round(trips_of(scene, progress, asked), scene.pace, leaves, offline)
     for job, received, storage in zip(asked.jobs, closed.received, cohort.device.storage_bytes, strict=True):
         if received:
             shape = WorkShape(rows=job.assignment.batch_size, tokens=job.tokens, attention=job.attention)
@@ -342,14 +368,18 @@ def records_of(
                 predicted_boundary_down_bytes=int(terms.boundary_down_bytes[at]),
                 loss=None if update is None or failed else update.loss,
                 attempts=trained.attempts.get(client, 0),
-                message=_message(update, closed.outcomes[i], measured.get(client)),
+                message=_message(asked, i, update, closed.outcomes[i], measured.get(client)),
                 statistics=_statistics(update),
+                predicted_seconds=float(terms.virtual_seconds[at]),
             )
         )
     return rows
 
 
-def _message(update: Update | None, outcome: Outcome, held_bytes: int | None) -> str:
+def _message(asked: Asked, i: int, update: Update | None, outcome: Outcome, held_bytes: int | None) -> str:
+    has, says = int(asked.device.memory_bytes[i]), int(asked.cohort.device.memory_bytes[i])
+    if outcome == "oom" and has < says:
+        return f"it has {show_bytes(has)} and declares {show_bytes(says)}"
     if outcome == "oom" and held_bytes is not None:
         return f"its audit ended it at {show_bytes(held_bytes)}, above its memory"
     return "" if update is None else update.message

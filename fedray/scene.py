@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fedray.actual import Actual, actual_of
 from fedray.aggregation.chosen import choose_rule
 from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_pace
@@ -58,6 +59,7 @@ class Scene:
         num_tokens: real ones of all its rows, [clients].
         server: above the clients' cuts; None where none is asked for.
         presence: who is online when.
+        actual: what the clients' devices really are.
     """
 
     config: Config
@@ -82,6 +84,7 @@ class Scene:
     tracer: FootprintTracer
     server: VirtualServer | None
     presence: Presence
+    actual: Actual
 
     @property
     def anatomy(self) -> Anatomy:
@@ -215,6 +218,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
         server=_server(config, anatomies),
         presence=presence_of(config, fleet, partitions.num_clients),
+        actual=actual_of(config, partitions.num_clients),
         tracer=FootprintTracer(subject, cache_dir),
     )
 

@@ -111,20 +111,35 @@ class Sessions:
     def _last_started(self, rows: Ints, at_seconds: float) -> tuple[Ints, Bools]:
         """The last interval of each row that had started at the moment, one before its first if none had."""
         time = np.mod(at_seconds, self.period_seconds[rows])
-        low, high = self.offsets[rows], self.offsets[rows + 1]
-        first = low
-        # Bisection of all rows side by side: how many intervals of each have started.
-        while (open_ := low < high).any():
-            middle = (low + high) // 2
-            started = open_ & (self.starts[self._at(middle)] <= time)
-            low, high = np.where(started, middle + 1, low), np.where(open_ & ~started, middle, high)
-        last = low - 1
+        last = last_started(self.starts, self.offsets, rows, time)
         if not len(self.ends):
             return last, np.zeros(len(rows), np.bool_)
-        return last, (last >= first) & (time < self.ends[self._at(last)])
+        return last, (last >= self.offsets[rows]) & (time < self.ends[self._at(last)])
 
     def _at(self, index: Ints) -> Ints:
         return np.clip(index, 0, len(self.starts) - 1)
+
+
+def last_started(starts: Floats, offsets: Ints, rows: Ints, times: Floats) -> Ints:
+    """Of each row asked about the last entry that starts at its time or before, [asked].
+
+    Args:
+        starts: ascending within each row, row after row, [entries].
+        offsets: where each row begins, [rows + 1].
+        rows: asked about.
+        times: of each, [asked].
+
+    Returns:
+        places in ``starts``; one before the row's first where none has started.
+    """
+    low, high = offsets[rows], offsets[rows + 1]
+    # Bisection of all rows side by side.
+    while (unsure := low < high).any():
+        middle = (low + high) // 2
+        started = unsure & (starts[np.minimum(middle, len(starts) - 1)] <= times)
+        low, high = np.where(started, middle + 1, low), np.where(unsure & ~started, middle, high)
+    last: Ints = low - 1
+    return last
 
 
 def diurnal(share: Floats, seed: int, *, peak_hour: float, spread_hours: float) -> Sessions:

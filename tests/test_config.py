@@ -321,6 +321,7 @@ NO_EFFECT = [
     ({"data": {"split": "train"}}, "data.split"),
     ({"data": {"source": "banking77", "modules": ["email"]}}, "data.modules"),
     ({"data": {"num_clients": 8, "partitioner": {"name": "natural_id", "column": "c"}}}, "data.num_clients"),
+    ({"actual": {"budgets_period_seconds": 10.0}}, "actual.budgets_period_seconds"),
     ({"availability": "diurnal", "dropouts": True}, "dropouts"),
     ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
 ]

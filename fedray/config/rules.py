@@ -138,6 +138,11 @@ IDLE = (
         "drop it or give data.partitioner.max_clients",
     ),
     Idle(
+        keys=("actual.budgets_period_seconds",),
+        when=lambda c: c.actual.budgets is None,
+        because="without actual.budgets; drop it or give them",
+    ),
+    Idle(
         keys=("dropouts",),
         when=lambda c: not isinstance(c.availability, DeclaredShare),
         because="with availability: trace or diurnal, where who goes offline drops out; drop it",

@@ -24,7 +24,7 @@ from fedray.config.kinds import (
     Section,
     Share,
 )
-from fedray.config.time_sections import Availability, DeclaredShare
+from fedray.config.time_sections import ActualSection, Availability, DeclaredShare
 from fedray.width import Axis
 
 
@@ -366,6 +366,9 @@ class Config(Section):
         default_factory=AggregationSection, description="How updates become one state."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
+    actual: ActualSection = Field(
+        default_factory=ActualSection, description="What devices really are, beside what they declare."
+    )
     availability: Availability = Field(default_factory=DeclaredShare, description="Who is online when.")
     dropouts: bool = Field(False, description="Clients drop out of rounds as their profiles declare.")
     provision: Literal["first_contact", "preinstalled"] = Field(

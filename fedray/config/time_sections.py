@@ -7,6 +7,36 @@ from pydantic import Field
 from fedray.config.kinds import NameAlone, NameOrPath, NotNegative, Positive, Section
 
 
+class ActualSection(Section):
+    """What devices really are, where that is not what they declare.
+
+    Prices, what fits and policies see declarations; the clock, and who runs out of memory, go by this. A
+    spread is the standard deviation of the logarithm of actual over declared, whose median is 1.
+    """
+
+    fleet: NameOrPath | None = Field(
+        None, description="A CSV or Parquet table of what the clients are; as they declare if absent."
+    )
+    memory_misreport: NotNegative = Field(0.0, description="Spread of memory, drawn once for each client.")
+    compute_misreport: NotNegative = Field(0.0, description="Spread of arithmetic rates, once for each.")
+    link_misreport: NotNegative = Field(0.0, description="Spread of link rates, once for each.")
+    compute_drift: NotNegative = Field(
+        0.0, description="Spread that a day of virtual time adds; a client goes one way all the time."
+    )
+    compute_jitter: NotNegative = Field(
+        0.0, description="Spread of arithmetic rates, drawn for each client and round."
+    )
+    link_jitter: NotNegative = Field(0.0, description="Spread of link rates, for each client and round.")
+    budgets: NameOrPath | None = Field(
+        None,
+        description="Parquet or CSV of what is left to this job: client, start_s, memory_share, "
+        "compute_share, link_share, each row until the client's next one.",
+    )
+    budgets_period_seconds: Positive | None = Field(
+        None, description="After which budgets repeat; a day if absent."
+    )
+
+
 class DeclaredShare(Section):
     """Each profile's share of time online, drawn anew for every round."""
 

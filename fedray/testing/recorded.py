@@ -100,6 +100,7 @@ class _Shut:
             predicted_boundary_up_bytes=int(terms.boundary_up_bytes[at]),
             predicted_boundary_down_bytes=int(terms.boundary_down_bytes[at]),
             num_messages=int(closed.num_messages[k]),
+            predicted_seconds=float(terms.virtual_seconds[at]),
         )
 
     def _statistics(self, entry: Assignment, drawn: np.random.Generator) -> dict[str, list[float]]:
