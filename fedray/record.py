@@ -23,7 +23,9 @@ class ClientRecord:
     the client waited for the server.
 
     ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the client declares, with
-    a server that nobody else rides.
+    a server that nobody else rides. Where rounds overlap, ``round`` is the one that the update landed in;
+    ``start_seconds`` are virtual, from the run's start until the client was asked; and ``staleness`` counts
+    the versions of the state that came after the one it was sent.
     """
 
     round: int
@@ -56,6 +58,8 @@ class ClientRecord:
     predicted_boundary_down_bytes: int = 0
     num_messages: int = 0
     predicted_seconds: float = 0.0
+    start_seconds: float = 0.0
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

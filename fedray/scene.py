@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fedray.actual import Actual, actual_of
 from fedray.aggregation.chosen import choose_rule
+from fedray.aggregation.joining import refuse_to_join
 from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_pace
 from fedray.assignment import Assignment, Dtype
@@ -123,7 +124,7 @@ class Scene:
             num_rows=self.partitions.num_rows,
             cohort_of=lambda ids: self.cohort(round_number, ids),
             is_online=is_online,
-            only_online=self.presence.sessions is not None,
+            may_be_asked=lambda ids: self.presence.online(ids, at_seconds),
             history=history,
         )
 
@@ -162,6 +163,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     chosen = _chosen(config, policy)
     pace = agreed_pace(config, chosen)
     aggregation = choose_rule(config, chosen.aggregation)
+    refuse_to_join(pace, aggregation.rule)
     model_config = load_config(config.model.name)
     anatomies = {
         dtype: dissect(empty_backbone(model_config, task.head, dtype)) for dtype in config.menu.dtypes

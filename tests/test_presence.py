@@ -63,8 +63,7 @@ def test_a_fleets_clients_take_every_client_of_a_trace_once_before_they_begin_ag
 
 def test_a_sample_holds_nobody_who_is_offline_where_only_the_online_are_asked():
     view = View(
-        round=1, seed=1, num_clients=50, clients_per_round=8, menu=(), is_online=lambda ids: ids % 5 == 0,
-        only_online=True,
+        round=1, seed=1, num_clients=50, clients_per_round=8, menu=(), may_be_asked=lambda ids: ids % 5 == 0,
     )  # fmt: skip
     assert (view.sample() % 5 == 0).all()
     assert len(view.sample()) == 8

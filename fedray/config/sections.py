@@ -24,7 +24,7 @@ from fedray.config.kinds import (
     Section,
     Share,
 )
-from fedray.config.time_sections import ActualSection, Availability, DeclaredShare
+from fedray.config.time_sections import ActualSection, Availability, DeclaredShare, PaceSection
 from fedray.width import Axis
 
 
@@ -238,7 +238,9 @@ class RoundsSection(Section):
     """How many rounds, with how many clients."""
 
     num_rounds: Count = Field(10, description="Rounds of the run.")
-    clients_per_round: Count = Field(8, description="Clients asked in a round.")
+    clients_per_round: Count = Field(
+        8, description="Clients asked in a round; at work at once where rounds overlap."
+    )
     eval_rounds: Count = Field(1, description="Rounds between two evaluations; the last is always evaluated.")
 
 
@@ -304,15 +306,6 @@ class AggregationSection(Section):
     ] = Field(
         default_factory=NoServerOptimizer,
         description="What the server makes of the round's change of the state, with moments over rounds.",
-    )
-
-
-class PaceSection(Section):
-    """When a round closes."""
-
-    goal: Count | None = Field(None, description="Updates a round waits for; all that were asked if absent.")
-    deadline_seconds: Positive | None = Field(
-        None, description="Virtual seconds after which a round closes; it waits for everybody if absent."
     )
 
 

@@ -4,7 +4,52 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedray.config.kinds import NameAlone, NameOrPath, NotNegative, Positive, Section
+from fedray.config.kinds import Count, NameAlone, NameOrPath, NotNegative, Positive, Section
+
+
+class Constant(Section):
+    """An update counts the same however far it is behind."""
+
+    name: Literal["constant"] = Field("constant", description="The same however far behind.")
+
+
+class Polynomial(Section):
+    """FedAsync's, and with a = 0.5 FedBuff's."""
+
+    name: Literal["polynomial"] = Field("polynomial", description="(versions behind + 1) to the power -a.")
+    a: Positive = Field(0.5, description="The larger, the less an old update counts.")
+
+
+class Hinge(Section):
+    """FedAsync's with a bend."""
+
+    name: Literal["hinge"] = Field("hinge", description="1 up to b behind, then 1 / (a (behind - b) + 1).")
+    a: Positive = Field(0.5, description="How fast it falls after the bend.")
+    b: Annotated[int, Field(ge=0)] = Field(4, description="Versions behind at which it bends.")
+
+
+class PaceSection(Section):
+    """When a round closes."""
+
+    goal: Count | None = Field(None, description="Updates a round waits for; all that were asked if absent.")
+    deadline_seconds: Positive | None = Field(
+        None, description="Virtual seconds after which a round closes; it waits for everybody if absent."
+    )
+    late: Literal["drop", "join"] | None = Field(
+        None, description="Late updates are dropped (if absent), or join a later round: rounds overlap."
+    )
+    staleness: Annotated[Constant | Polynomial | Hinge, Field(discriminator="name"), NameAlone] | None = (
+        Field(None, description="What an update counts that is some versions behind; constant if absent.")
+    )
+    mixing: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Of every update: FedAsync's alpha; 1 if absent."
+    )
+    normalizer: Literal["goal", "sum"] | None = Field(
+        None, description="A sum is divided by the updates' weights (if absent), or by what they count."
+    )
+    max_staleness: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Updates further behind are thrown away; none are if absent."
+    )
 
 
 class ActualSection(Section):

@@ -49,7 +49,9 @@ def recorded(
         server=pricing.server,
     )
     leaves = draw_dropouts(seed, asked.round, asked.client_ids, availability(asked.client_ids))
-    closed = close_round(trips, policy.pace or Pace(), leaves)
+    # Where the late join, every trip goes to its own end.
+    pace = Pace() if policy.pace is None or policy.pace.joins else policy.pace
+    closed = close_round(trips, pace, leaves)
     shut = _Shut(seed=seed, cohort=asked, closed=closed, terms=terms, at=at, observables=policy.observables)
     return [shut.row(k, entry) for k, entry in enumerate(entry for entry in given if entry is not None)]
 
