@@ -24,9 +24,10 @@ def agreed_pace(config: Config, policy: LoadedPolicy | SelectedBy) -> Pace:
 
 
 def _without_cuts(config: Config, pace: Pace) -> Pace:
-    if pace.joins and config.menu.cuts:
+    if pace.late != "drop" and config.menu.cuts:
+        goes = "go at its own pace" if pace.joins else "stop when it has to"
         raise ConfigError(
-            f"pace.late: join lets every client go at its own pace, and under menu.cuts "
+            f"pace.late: {pace.late} lets every client {goes}, and under menu.cuts "
             f"{list(config.menu.cuts)} clients step together with a server; drop one of the two."
         )
     return pace

@@ -154,6 +154,26 @@ def close_round(
     return _spent(trips, middle, np.minimum(end, close), close, tuple(named.tolist()))
 
 
+def steps_in_time(trips: Trips, num_steps: Ints, deadline_seconds: float) -> Ints:
+    """How many of its steps each client does so that its update is there by a deadline, [clients].
+
+    All of them where that does; and all for a client that cannot do even one, which will be late.
+
+    Args:
+        trips: with all steps, none of them under a cut.
+        num_steps: of each client.
+        deadline_seconds: from the round's start.
+    """
+    step_seconds = trips.compute_seconds / np.maximum(num_steps, 1)
+    spare = deadline_seconds - trips.receive_seconds - trips.send_seconds
+    fitting = np.floor(spare / np.maximum(step_seconds, np.finfo(np.float64).tiny))
+    steps = np.clip(fitting, 0, num_steps).astype(np.int64)
+    # Rounding may leave the last of them a breath too late.
+    ends = trips.receive_seconds + steps * step_seconds + trips.send_seconds
+    steps = np.where((ends > deadline_seconds) & (steps < num_steps), steps - 1, steps)
+    return np.where(steps < 1, num_steps, steps)
+
+
 class _Middle:
     """What lies between receiving and sending, given when clients leave the round, [clients]."""
 

@@ -191,6 +191,7 @@ def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) ->
     schedule = decide(scene.policy, cohort, offers, policy_state, pricing)
     asked = rounds.ask(scene, progress, cohort, schedule, begins)
     measured = rounds.audit_clients(scene, progress, asked, runtime)
+    asked = rounds.cut_short(scene, progress, asked)
     closed = rounds.close(scene, progress, asked)
     drift = rounds.drift_of(scene, progress, asked)
     trained = rounds.train(scene, progress.state, rounds.counted(asked, closed), runtime)

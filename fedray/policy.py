@@ -204,7 +204,9 @@ class Pace:
         concurrency: clients at work at once; None is all that the round selected.
         deadline_seconds: virtual seconds after which the round closes; None waits for everybody. Where the
             late join, a round without any update by then waits for the first.
-        late: what happens to an update after the round closed; its cost is always charged.
+        late: what happens to an update after the round closed; its cost is always charged. With ``partial``
+            nobody who can do one local step in time is late: a client knows the deadline and its own rates,
+            and does as many of its steps as leave time to send.
         staleness: what an update counts that is this many versions behind.
         mixing: of every update, beside its staleness: FedAsync's alpha.
         normalizer: what a round's sum is divided by: the updates' weights (``goal``, as in FedBuff's paper),
@@ -215,7 +217,7 @@ class Pace:
     goal: int | None = None
     concurrency: int | None = None
     deadline_seconds: float | None = None
-    late: Literal["drop", "join"] = "drop"
+    late: Literal["drop", "join", "partial"] = "drop"
     staleness: Staleness = CONSTANT
     mixing: float = 1.0
     normalizer: Literal["goal", "sum"] = "goal"
@@ -234,6 +236,8 @@ class Pace:
             raise ConfigError(f"pace.deadline_seconds is above 0 or absent, found {self.deadline_seconds}.")
         if not 0 < self.mixing <= 1:
             raise ConfigError(f"pace.mixing is above 0 and at most 1, found {self.mixing}.")
+        if self.late == "partial" and self.deadline_seconds is None:
+            raise ConfigError("pace.late: partial cuts work short at pace.deadline_seconds; give that, too.")
         if self.joins and self.goal is None and self.deadline_seconds is None:
             raise ConfigError(
                 "pace.late: join never closes a round without pace.goal or pace.deadline_seconds."

@@ -22,10 +22,11 @@ class ClientRecord:
     own; ``num_messages`` went over it both ways. ``waiting_seconds`` are those of the virtual seconds that
     the client waited for the server.
 
-    ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the client declares, with
-    a server that nobody else rides. Where rounds overlap, ``round`` is the one that the update landed in;
-    ``start_seconds`` are virtual, from the run's start until the client was asked; and ``staleness`` counts
-    the versions of the state that came after the one it was sent.
+    ``num_steps`` are those that the client set out to do: fewer than its assignment says where a deadline
+    takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
+    client declares, with a server that nobody else rides. Where rounds overlap, ``round`` is the one that
+    the update landed in; ``start_seconds`` are virtual, from the run's start until the client was asked; and
+    ``staleness`` counts the versions of the state that came after the one it was sent.
     """
 
     round: int

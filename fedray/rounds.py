@@ -12,7 +12,7 @@ from fedray.adapter import Adapter, Factors, GlobalState
 from fedray.aggregation.rule import Accumulator, drift
 from fedray.assignment import Assignment, Attention
 from fedray.averaging import as_sent_up, averaged_ranks, handed_out, who_goes_on
-from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts
+from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts, steps_in_time
 from fedray.cost import Device, Footprint, WorkShape
 from fedray.errors import TrainingError
 from fedray.model.anatomy import Anatomy
@@ -245,6 +245,10 @@ def trips_of(scene: Scene, progress: Progress, asked: Asked) -> Trips:
         really, given = replace(asked.cohort, device=asked.device), [job.assignment for job in asked.jobs]
         seconds = compute_seconds_of(given, really, scene.footprint, scene.server)
         riders = riders_of(given, really, scene.footprint)[0]
+    # Whoever does fewer steps than its assignment says computes for as much less.
+    whole = np.array([job.assignment.num_steps(job.num_rows) for job in asked.jobs], np.int64)
+    steps = np.array([job.num_steps for job in asked.jobs], np.int64)
+    seconds = np.where(steps < whole, steps * (seconds / np.maximum(whole, 1)), seconds)
     verdicts = [progress.audited.get(work_key(job), _UNKNOWN) for job in asked.jobs]
     held = np.array([verdict.peak_bytes for verdict in verdicts], np.int64)
     return Trips(
@@ -258,6 +262,17 @@ def trips_of(scene: Scene, progress: Progress, asked: Asked) -> Trips:
         riders=None if scene.server is None else riders,
         server=scene.server,
     )
+
+
+def cut_short(scene: Scene, progress: Progress, asked: Asked) -> Asked:
+    """The same with as many steps of each as the deadline allows, where the pace takes partial work."""
+    deadline = scene.pace.deadline_seconds
+    if scene.pace.late != "partial" or deadline is None:
+        return asked
+    num_steps = np.array([job.num_steps for job in asked.jobs], np.int64)
+    steps = steps_in_time(trips_of(scene, progress, asked), num_steps, deadline).tolist()
+    jobs = (replace(job, num_steps=count) for job, count in zip(asked.jobs, steps, strict=True))
+    return replace(asked, jobs=tuple(jobs))
 
 
 def close(scene: Scene, progress: Progress, asked: Asked, pace: Pace | None = None) -> ClosedRound:

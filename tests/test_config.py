@@ -365,6 +365,7 @@ def test_every_key_that_a_rule_names_exists():
         ),
         ({"data": {"unseen_clients": 2.5}}, "data.unseen_clients must be a whole number or a share below 1"),
         ({"menu": {"ranks": []}}, "menu offers nothing: menu.ranks is empty and menu.head_only is false"),
+        ({"pace": {"late": "partial"}}, "pace.late: partial cuts work short at a deadline; give pace.dead"),
         ({"pace": {"late": "join"}}, "pace.late: join never closes a round; give pace.goal, pace.deadline"),
         ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
         ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),

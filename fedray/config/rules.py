@@ -265,6 +265,8 @@ def _proximal(config: Config) -> str | None:
 
 def _joining(config: Config) -> str | None:
     pace = config.pace
+    if pace.late == "partial" and pace.deadline_seconds is None:
+        return "pace.late: partial cuts work short at a deadline; give pace.deadline_seconds."
     if pace.late != "join" or pace.goal is not None or pace.deadline_seconds is not None:
         return None
     return "pace.late: join never closes a round; give pace.goal, pace.deadline_seconds or both."

@@ -35,8 +35,10 @@ class PaceSection(Section):
     deadline_seconds: Positive | None = Field(
         None, description="Virtual seconds after which a round closes; it waits for everybody if absent."
     )
-    late: Literal["drop", "join"] | None = Field(
-        None, description="Late updates are dropped (if absent), or join a later round: rounds overlap."
+    late: Literal["drop", "join", "partial"] | None = Field(
+        None,
+        description="Late updates are dropped (if absent), join a later round (rounds overlap), or partial: "
+        "clients do as many steps as the deadline allows.",
     )
     staleness: Annotated[Constant | Polynomial | Hinge, Field(discriminator="name"), NameAlone] | None = (
         Field(None, description="What an update counts that is some versions behind; constant if absent.")
