@@ -71,7 +71,7 @@ def run(
     """
     scene = _scene(config, policy)
     adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, config.seed)
-    holdings = Holdings(scene.partitions.num_clients, preinstalled=config.provision == "preinstalled")
+    holdings = Holdings(scene.num_clients, preinstalled=config.provision == "preinstalled")
     progress = Progress(state=GlobalState(adapter=adapter), holdings=holdings)
     return _continued(scene, progress, out, show, watch)
 
@@ -116,7 +116,10 @@ def _continued(
         progress.state = replace(progress.state, adapter=start)
     runtime = open_runtime(scene, blueprint, stock, model)
     try:
-        with run_folder(out, config, blueprint), closing(Tracker(accelerator, config)) as tracker:
+        with (
+            run_folder(out, config, blueprint.device, blueprint.threads),
+            closing(Tracker(accelerator, config)) as tracker,
+        ):
             for number in range(progress.finished_rounds + 1, config.rounds.num_rounds + 1):
                 watched = runtime if watch is None else WatchedRuntime(runtime, number, watch)
                 record = play_round(scene, progress, watched, number)
@@ -179,7 +182,7 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
 
 def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> _Played:
     """A round whose clients set out together."""
-    opens = scene.presence.opens(np.arange(scene.partitions.num_clients), progress.elapsed_seconds)
+    opens = scene.presence.opens(np.arange(scene.num_clients), progress.elapsed_seconds)
     view = scene.view(number, progress.history(), opens)
     menu = ask_menu(scene.policy, view)
     pricing = rounds.pricing_of(scene, progress, number)
@@ -222,7 +225,7 @@ def _refuse_a_fleet_that_nothing_fits(scene: Scene, progress: Progress) -> None:
     number = progress.finished_rounds + 1
     menu = ask_menu(scene.policy, scene.view(number, progress.history()))
     pricing = rounds.pricing_of(scene, progress, number)
-    everybody = np.arange(scene.partitions.num_clients)
+    everybody = np.arange(scene.num_clients)
     richest = everybody[np.argsort(-scene.fleet.device(everybody).memory_bytes, kind="stable")]
     for start in range(0, len(richest), _FEW):
         if price_menu(menu, scene.cohort(number, richest[start : start + _FEW]), pricing).fits.any():

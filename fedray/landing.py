@@ -19,6 +19,7 @@ from fedray.aggregation.joining import Joined, join
 from fedray.aggregation.rule import Accumulator
 from fedray.assignment import Assignment
 from fedray.clock import Trips, close_round
+from fedray.closing import trips_of
 from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Bools, Pace, View
@@ -131,7 +132,7 @@ class _Step:
             return
         concurrency = scene.pace.concurrency or scene.config.rounds.clients_per_round
         busy = np.array([*way.client_ids, *(record.client_id for record in self.landed)], np.int64)
-        free = min(concurrency - len(way), scene.partitions.num_clients - len(busy))
+        free = min(concurrency - len(way), scene.num_clients - len(busy))
         if free <= 0 or not self._somebody_comes(busy):
             return
         self._ask(busy, free)
@@ -142,7 +143,7 @@ class _Step:
         way, presence = self.progress.under_way, self.scene.presence
         if presence.sessions is None:
             return True
-        idle = np.setdiff1d(np.arange(self.scene.partitions.num_clients), busy)
+        idle = np.setdiff1d(np.arange(self.scene.num_clients), busy)
         opens = presence.opens(idle, way.now_seconds)
         if opens > way.now_seconds and (len(way) or np.isinf(opens)):
             return False
@@ -170,7 +171,7 @@ class _Step:
         progress.policy_state = schedule.state
         asked = rounds.ask(scene, progress, cohort, schedule, way.now_seconds)
         measured = rounds.audit_clients(scene, progress, asked, self.runtime)
-        trips = rounds.trips_of(scene, progress, asked)
+        trips = trips_of(scene, rounds.outing_of(progress, asked))
         # Everybody goes to the own end; the pace of the run says in which round that is.
         closed = rounds.close(scene, progress, asked, Pace())
         for i, record in enumerate(told_by_the_clock(scene, progress, asked, closed, measured)):

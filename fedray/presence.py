@@ -16,6 +16,8 @@ from fedray.seeds import generator
 from fedray.sessions import Sessions, diurnal, to_tick
 from fedray.traces import load_sessions
 
+_FEW = 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
@@ -48,10 +50,12 @@ class Presence:
         """The first moment from ``at_seconds`` on at which one of these is online; infinity for never."""
         if self.sessions is None:
             return at_seconds
+        # Of many clients a few are looked at first: mostly one of them is online.
+        for first_id in range(0, len(client_ids), _FEW):
+            if self.online(client_ids[first_id : first_id + _FEW], at_seconds).any():
+                return at_seconds
         found = self.sessions.next_online(self.rows[client_ids], at_seconds + self.start_seconds)
-        first = float(found.min(initial=np.inf))
-        # The moment itself, not what a sum and a difference make of it.
-        return at_seconds if first == at_seconds + self.start_seconds else first - self.start_seconds
+        return float(found.min(initial=np.inf)) - self.start_seconds
 
     def asked(self, chosen: Ints, at_seconds: float) -> tuple[float, Ints]:
         """When a round with these clients starts, and who of them is online then, ascending.

@@ -1,7 +1,7 @@
 """What was measured: a row per round and a row per client-round, and the Arrow schemas they leave."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pyarrow as pa
@@ -112,7 +112,10 @@ Record = ClientRecord | RoundRecord | EvaluationRecord
 
 def table(records: Sequence[Record], kind: type[Record]) -> pa.Table:
     """Rows as an Arrow table with ``kind``'s columns, also when there are none."""
-    return pa.Table.from_pylist([asdict(r) for r in records], schema=schema(kind))
+    columns = schema(kind)
+    return pa.table(
+        {name: [getattr(record, name) for record in records] for name in columns.names}, schema=columns
+    )
 
 
 def schema(kind: type) -> pa.Schema:

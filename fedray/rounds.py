@@ -12,13 +12,13 @@ from fedray.adapter import Adapter, Factors, GlobalState
 from fedray.aggregation.rule import Accumulator, drift
 from fedray.assignment import Assignment, Attention
 from fedray.averaging import as_sent_up, averaged_ranks, handed_out, who_goes_on
-from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts, steps_in_time
+from fedray.clock import ClosedRound
+from fedray.closing import Outing, close_on_clock, within_deadline
 from fedray.cost import Device, Footprint, WorkShape
 from fedray.errors import TrainingError
 from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
 from fedray.policy import Cohort, Pace
-from fedray.price_sheet import compute_seconds_of, riders_of
 from fedray.progress import Progress, Verdict
 from fedray.runtime.carrier import AuditJob, Done, Order, TrainPack
 from fedray.runtime.split import SplitDone, SplitEvaluation
@@ -237,60 +237,30 @@ def _due_audits(scene: Scene, progress: Progress, asked: Asked) -> list[int]:
     return due
 
 
-def trips_of(scene: Scene, progress: Progress, asked: Asked) -> Trips:
-    """What the asked clients set out to do, at the rates and in the memory that they really have."""
-    terms, at = asked.schedule.terms, asked.positions
-    seconds, riders = terms.compute_seconds[at], terms.riders.take(at)
-    if not scene.actual.as_declared:
-        really, given = replace(asked.cohort, device=asked.device), [job.assignment for job in asked.jobs]
-        seconds = compute_seconds_of(given, really, scene.footprint, scene.server)
-        riders = riders_of(given, really, scene.footprint)[0]
-    # Whoever does fewer steps than its assignment says computes for as much less.
-    whole = np.array([job.assignment.num_steps(job.num_rows) for job in asked.jobs], np.int64)
-    steps = np.array([job.num_steps for job in asked.jobs], np.int64)
-    seconds = np.where(steps < whole, steps * (seconds / np.maximum(whole, 1)), seconds)
+def outing_of(progress: Progress, asked: Asked) -> Outing:
+    """What the asked clients set out to do, and what audits of such work have shown so far."""
     verdicts = [progress.audited.get(work_key(job), _UNKNOWN) for job in asked.jobs]
-    held = np.array([verdict.peak_bytes for verdict in verdicts], np.int64)
-    return Trips(
-        client_ids=asked.cohort.client_ids,
+    return Outing(
+        cohort=asked.cohort,
         device=asked.device,
-        fits=np.maximum(held, terms.peak_bytes[at]) <= asked.device.memory_bytes,
-        compute_seconds=seconds,
-        up_bytes=terms.up_bytes[at],
-        down_bytes=terms.down_bytes[at],
-        provision_bytes=terms.provision_bytes[at],
-        riders=None if scene.server is None else riders,
-        server=scene.server,
+        begins=asked.begins,
+        given=[job.assignment for job in asked.jobs],
+        terms=asked.schedule.terms.take(asked.positions),
+        num_steps=np.array([job.num_steps for job in asked.jobs], np.int64),
+        peak_bytes=np.array([verdict.peak_bytes for verdict in verdicts], np.int64),
     )
 
 
 def cut_short(scene: Scene, progress: Progress, asked: Asked) -> Asked:
     """The same with as many steps of each as the deadline allows, where the pace takes partial work."""
-    deadline = scene.pace.deadline_seconds
-    if scene.pace.late != "partial" or deadline is None:
-        return asked
-    num_steps = np.array([job.num_steps for job in asked.jobs], np.int64)
-    steps = steps_in_time(trips_of(scene, progress, asked), num_steps, deadline).tolist()
+    steps = within_deadline(scene, outing_of(progress, asked)).num_steps.tolist()
     jobs = (replace(job, num_steps=count) for job, count in zip(asked.jobs, steps, strict=True))
     return replace(asked, jobs=tuple(jobs))
 
 
 def close(scene: Scene, progress: Progress, asked: Asked, pace: Pace | None = None) -> ClosedRound:
     """The round on the virtual clock: who arrives, is late, dropped or out of memory; at the run's pace."""
-    cohort, begins, leaves = asked.cohort, asked.begins, None
-    if scene.config.dropouts:
-        availability = scene.fleet.availability(cohort.client_ids)
-        leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
-    offline = scene.presence.until(cohort.client_ids, begins) - begins
-    closed = close_round(trips_of(scene, progress, asked), pace or scene.pace, leaves, offline)
-    for job, received, storage in zip(asked.jobs, closed.received, cohort.device.storage_bytes, strict=True):
-        if received:
-            shape = WorkShape(rows=job.assignment.batch_size, tokens=job.tokens, attention=job.attention)
-            held_bytes = scene.footprint(job.assignment, shape).held_bytes
-            progress.holdings.receive(
-                np.array([job.client_id]), held_bytes, job.assignment.dtype, np.array([storage])
-            )
-    return closed
+    return close_on_clock(scene, progress.holdings, outing_of(progress, asked), pace)
 
 
 def counted(asked: Asked, closed: ClosedRound) -> list[Job]:

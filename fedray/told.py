@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 from fedray.clock import ClosedRound
+from fedray.closing import short_of_memory
 from fedray.observable import statistics_to_json
 from fedray.progress import Progress
 from fedray.record import ClientRecord, Outcome
@@ -99,9 +100,9 @@ def _why_out_of_memory(asked: Asked, i: int, outcome: Outcome, held_bytes: int |
     has, says = int(asked.device.memory_bytes[i]), int(asked.cohort.device.memory_bytes[i])
     if outcome != "oom":
         return ""
-    if has < says:
-        return f"it has {show_bytes(has)} and declares {show_bytes(says)}"
-    return "" if held_bytes is None else f"its audit ended it at {show_bytes(held_bytes)}, above its memory"
+    if held_bytes is None or has < says:
+        return short_of_memory(has, says)
+    return f"its audit ended it at {show_bytes(held_bytes)}, above its memory"
 
 
 def _statistics(update: Update) -> str:

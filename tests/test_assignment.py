@@ -103,7 +103,6 @@ def test_json_gives_back_an_equal_assignment_with_an_equal_hash(assignment):
             "recompute needs a trained block of the client",
         ),
         ({"width": Width(share=0.5)}, r"A width \(0.5 of ffn\) trains weights or the head, and LoRA"),
-        ({"weight_bits": 4}, "weight_bits = 4 is not supported"),
         ({"adapter": Lora(ranks=(0,) * 6, targets=("query",))}, "one above 0, found \\(0, 0, 0, 0, 0, 0\\)"),
         ({"adapter": Lora(ranks=(8, 8, 8, 8, 8, -1), targets=("query",))}, "ranks are 0 or more"),
         ({"adapter": Lora(ranks=(8,) * 6, targets=())}, "at least one target linear"),

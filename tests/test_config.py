@@ -311,6 +311,7 @@ NO_EFFECT = [
     ({"menu": {"ranks": [4], "tunings": ["full"]}}, "menu.ranks"),
     ({"server": {"num_shards": 2}}, "server.num_shards"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
+    ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
     ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),
     ({"menu": {"tails": [1]}}, "menu.tails"),
     ({"menu": {"cuts": [1]}, "server": {"interconnect_bps": 1e9}}, "server.interconnect_bps"),

@@ -85,6 +85,11 @@ IDLE = (
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",
     ),
     Idle(
+        keys=("menu.weight_bits",),
+        when=lambda c: not _has_lora(c) and not c.menu.head_only,
+        because="where nothing stays frozen beside what LoRA or a head trains; drop it or give ranks",
+    ),
+    Idle(
         keys=("menu.width_axes",),
         when=lambda c: c.menu.widths == (1.0,),
         because="without menu.widths below 1; drop it or give widths",
@@ -220,8 +225,17 @@ def _unseen(config: Config) -> str | None:
 
 
 def _trained_clients(config: Config) -> str | None:
-    data, asked = config.data, config.rounds.clients_per_round
-    if isinstance(data.partitioner, NaturalId) or data.unseen_clients != int(data.unseen_clients):
+    data, asked, devices = config.data, config.rounds.clients_per_round, config.fleet.num_clients
+    if devices is not None and asked > devices:
+        return (
+            f"rounds.clients_per_round asks for {asked} clients, and fleet.num_clients is {devices}; "
+            "ask for fewer or give more."
+        )
+    if (
+        devices is not None
+        or isinstance(data.partitioner, NaturalId)
+        or data.unseen_clients != int(data.unseen_clients)
+    ):
         return None
     training = data.num_clients - int(data.unseen_clients)
     if asked <= training:

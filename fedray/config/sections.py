@@ -116,6 +116,11 @@ class FleetSection(Section):
     correlation: Share | None = Field(
         None, description="How far memory, compute and links go together, 0 to 1; the mix's own if absent."
     )
+    num_clients: Count | None = Field(
+        None,
+        description="Devices of a simulation, each with as many rows as one of the data's clients, drawn by "
+        "the seed; one for each of these if absent.",
+    )
     size_follows_memory: bool = Field(False, description="Clients with more memory hold more rows.")
 
 
@@ -137,6 +142,9 @@ class MenuSection(Section):
     )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
+    weight_bits: AtLeastOne[Literal["all", 8, 4]] = Field(
+        ("all",), description="Of the frozen linears of a client's blocks: rounded to 8 or 4, or all of them."
+    )
     per_device_train_batch_size: AtLeastOne[Count] = Field((8,), description="Rows in one local step.")
     target_modules: AtLeastOne[str] | None = Field(
         None, description="Adapted linears by the last part of their name; the family's usual if absent."

@@ -11,7 +11,6 @@ import numpy as np
 from flwr_datasets import partitioner
 from numpy.typing import NDArray
 
-from fedray.config.sections import DataSection
 from fedray.errors import DataError
 from fedray.seeds import derive_seed, generator
 
@@ -62,33 +61,6 @@ class Pathological:
 
 
 Partitioning = Iid | Dirichlet | NaturalId | Pathological
-
-
-def division_of(data: DataSection) -> Partitioning:
-    """What a configuration asks for."""
-    section = data.partitioner
-    match section.name:
-        case "iid":
-            return Iid(num_clients=data.num_clients)
-        case "dirichlet":
-            return Dirichlet(
-                num_clients=data.num_clients,
-                label_column=section.label_column,
-                alpha=section.alpha,
-                min_partition_size=section.min_partition_size,
-            )
-        case "natural_id":
-            return NaturalId(
-                column=section.column, min_rows=section.min_rows, max_clients=section.max_clients
-            )
-        case "pathological":
-            return Pathological(
-                num_clients=data.num_clients,
-                label_column=section.label_column,
-                num_classes_per_partition=section.num_classes_per_partition,
-            )
-        case _:
-            assert_never(section.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

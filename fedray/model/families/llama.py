@@ -9,11 +9,10 @@ from transformers import PreTrainedModel
 
 from fedray.errors import ModelError
 from fedray.model.families import Context, Family, Head, causal_mask, decoder_head
+from fedray.model.fused import fuse_decoder
 
 # These recompute their frequencies from the positions they meet, which the meta device does not have.
 _VALUE_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-Rotary = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _max_tokens(config: Any) -> int | None:
@@ -34,7 +33,7 @@ def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
 def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     # Past the module's hooks: it has no weights, and an engine in shards counts calls, which differ by shard.
-    rotary = cast(Rotary, backbone.get_submodule("rotary_emb").forward)
+    rotary = cast(Callable[..., tuple[Tensor, Tensor]], backbone.get_submodule("rotary_emb").forward)
     return Context(
         mask=causal_mask(attention_mask, hidden.dtype),
         attention_mask=attention_mask,
@@ -76,4 +75,5 @@ FAMILY = Family(
         **dict.fromkeys(("inv_freq", "original_inv_freq"), ("rotary",)),
     },
     free_heads=True,
+    fuse=fuse_decoder,
 )
