@@ -244,8 +244,8 @@ def _staleness(run: Run) -> str:
         return ""
     mean, most = sum(behind) / len(behind), max(behind)
     return paragraph(
-        f"Rounds overlapped: when an update landed, the state was {mean:.1f} versions on from what its client "
-        f"had been sent on average, and {most} at most."
+        f"Rounds overlapped: when an update landed, the state was {mean:.1f} versions on from what its "
+        f"client had been sent on average, and {most} at most."
     )
 
 
