@@ -10,9 +10,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fedray.actual import Actual, actual_of
 from fedray.aggregation.chosen import choose_rule
+from fedray.aggregation.joining import refuse_to_join
 from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_pace
 from fedray.assignment import Assignment, Dtype
@@ -28,6 +31,7 @@ from fedray.model.load import empty_backbone, load_backbone, load_config, load_p
 from fedray.parts import held_pieces, refuse_another_models
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
+from fedray.presence import Presence, presence_of
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
@@ -55,6 +59,8 @@ class Scene:
         tokens: what its longest row is padded to, [clients].
         num_tokens: real ones of all its rows, [clients].
         server: above the clients' cuts; None where none is asked for.
+        presence: who is online when.
+        actual: what the clients' devices really are.
     """
 
     config: Config
@@ -79,6 +85,8 @@ class Scene:
     num_tokens: Ints
     tracer: FootprintTracer
     server: VirtualServer | None
+    presence: Presence
+    actual: Actual
 
     @property
     def num_clients(self) -> int:
@@ -103,8 +111,16 @@ class Scene:
         """Whether what lies below the cuts is averaged after a round; after the last it always is."""
         return round_number % self.aggregation_interval == 0 or round_number == self.config.rounds.num_rounds
 
-    def view(self, round_number: int, history: Sequence[Mapping[str, object]]) -> View:
-        """What a policy may know before it selects this round's clients."""
+    def view(
+        self, round_number: int, history: Sequence[Mapping[str, object]], at_seconds: float = 0.0
+    ) -> View:
+        """What a policy may know before it selects this round's clients, at a moment of the run."""
+
+        def is_online(ids: Ints) -> NDArray[np.bool_]:
+            if self.presence.sessions is not None:
+                return self.presence.online(ids, at_seconds)
+            return draw_online(self.config.seed, round_number, ids, self.fleet.availability(ids))
+
         return View(
             round=round_number,
             seed=derive_seed(self.config.seed, "selection", round_number),
@@ -113,9 +129,8 @@ class Scene:
             menu=self.menu,
             num_rows=self.num_rows,
             cohort_of=lambda ids: self.cohort(round_number, ids),
-            is_online=lambda ids: draw_online(
-                self.config.seed, round_number, ids, self.fleet.availability(ids)
-            ),
+            is_online=is_online,
+            may_be_asked=lambda ids: self.presence.online(ids, at_seconds),
             history=history,
         )
 
@@ -159,6 +174,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     chosen = _chosen(config, policy)
     pace = agreed_pace(config, chosen)
     aggregation = choose_rule(config, chosen.aggregation)
+    refuse_to_join(pace, aggregation.rule)
     model_config = load_config(config.model.name)
     anatomies = {
         dtype: dissect(empty_backbone(model_config, task.head, dtype)) for dtype in config.menu.dtypes
@@ -215,6 +231,8 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         tokens=_tokens(encoded, partitions, max_length),
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
         server=_server(config, anatomies),
+        presence=presence_of(config, fleet, partitions.num_clients),
+        actual=actual_of(config, partitions.num_clients),
         tracer=FootprintTracer(subject, cache_dir),
     )
 

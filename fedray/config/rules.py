@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedray.config.sections import Config, NaturalId
+from fedray.config.time_sections import DeclaredShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +143,31 @@ IDLE = (
         "drop it or give data.partitioner.max_clients",
     ),
     Idle(
+        keys=(
+            "pace.staleness",
+            "pace.mixing",
+            "pace.normalizer",
+            "pace.max_staleness",
+        ),
+        when=lambda c: c.pace.late != "join",
+        because="without pace.late: join, where no round overlaps another; drop it or set pace.late: join",
+    ),
+    Idle(
+        keys=("pace.mixing",),
+        when=lambda c: c.pace.late == "join" and c.pace.normalizer == "sum",
+        because="with pace.normalizer: sum, which it would be divided by; drop it or set normalizer: goal",
+    ),
+    Idle(
+        keys=("actual.budgets_period_seconds",),
+        when=lambda c: c.actual.budgets is None,
+        because="without actual.budgets; drop it or give them",
+    ),
+    Idle(
+        keys=("dropouts",),
+        when=lambda c: not isinstance(c.availability, DeclaredShare),
+        because="with availability: trace or diurnal, where who goes offline drops out; drop it",
+    ),
+    Idle(
         keys=("aggregation.options",),
         when=lambda c: c.aggregation.name == "auto",
         because="with aggregation.name: auto, where the policy chooses the rule; name the rule or drop it",
@@ -251,9 +277,18 @@ def _proximal(config: Config) -> str | None:
     )
 
 
+def _joining(config: Config) -> str | None:
+    pace = config.pace
+    if pace.late == "partial" and pace.deadline_seconds is None:
+        return "pace.late: partial cuts work short at a deadline; give pace.deadline_seconds."
+    if pace.late != "join" or pace.goal is not None or pace.deadline_seconds is not None:
+        return None
+    return "pace.late: join never closes a round; give pace.goal, pace.deadline_seconds or both."
+
+
 def _pace(config: Config) -> str | None:
     goal, asked = config.pace.goal, config.rounds.clients_per_round
-    if goal is None or goal <= asked:
+    if goal is None or goal <= asked or config.pace.late == "join":
         return None
     return (
         f"pace.goal waits for {goal} updates, and rounds.clients_per_round asks {asked} clients only; "
@@ -288,6 +323,7 @@ _CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _recompute,
     _proximal,
     _pace,
+    _joining,
     _actors,
     _whole_models,
 )

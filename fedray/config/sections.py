@@ -24,6 +24,7 @@ from fedray.config.kinds import (
     Section,
     Share,
 )
+from fedray.config.time_sections import ActualSection, Availability, DeclaredShare, PaceSection
 from fedray.width import Axis
 
 
@@ -245,7 +246,9 @@ class RoundsSection(Section):
     """How many rounds, with how many clients."""
 
     num_rounds: Count = Field(10, description="Rounds of the run.")
-    clients_per_round: Count = Field(8, description="Clients asked in a round.")
+    clients_per_round: Count = Field(
+        8, description="Clients asked in a round; at work at once where rounds overlap."
+    )
     eval_rounds: Count = Field(1, description="Rounds between two evaluations; the last is always evaluated.")
 
 
@@ -314,15 +317,6 @@ class AggregationSection(Section):
     )
 
 
-class PaceSection(Section):
-    """When a round closes."""
-
-    goal: Count | None = Field(None, description="Updates a round waits for; all that were asked if absent.")
-    deadline_seconds: Positive | None = Field(
-        None, description="Virtual seconds after which a round closes; it waits for everybody if absent."
-    )
-
-
 class PacksSection(Section):
     """How clients share a forward pass. Part of what a run computes, on Ray or not."""
 
@@ -373,6 +367,10 @@ class Config(Section):
         default_factory=AggregationSection, description="How updates become one state."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
+    actual: ActualSection = Field(
+        default_factory=ActualSection, description="What devices really are, beside what they declare."
+    )
+    availability: Availability = Field(default_factory=DeclaredShare, description="Who is online when.")
     dropouts: bool = Field(False, description="Clients drop out of rounds as their profiles declare.")
     provision: Literal["first_contact", "preinstalled"] = Field(
         "first_contact", description="Frozen weights reach a client when first needed, or lie there already."

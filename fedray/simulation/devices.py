@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fedray.actual import actual_of
 from fedray.config import Config
 from fedray.cost import Ints
 from fedray.crowd import fleet_of
 from fedray.errors import ConfigError
+from fedray.presence import presence_of
 from fedray.scene import Scene, set_scene
 from fedray.seeds import derive_seed, uniforms
 
@@ -32,6 +34,11 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
             f"server.aggregation_interval: {scene.aggregation_interval} sends clients what they did not keep "
             "of their training, and a simulation trains nothing; set it to 1, or use fedray run."
         )
+    if scene.pace.joins:
+        raise ConfigError(
+            "pace.late: join lets rounds overlap, and a simulation plays rounds in step; drop it, or use "
+            "fedray run."
+        )
     if num_clients is None:
         return scene
     fleet = fleet_of(plain, num_clients)
@@ -44,6 +51,8 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
     return replace(
         scene,
         fleet=fleet,
+        presence=presence_of(plain, fleet, num_clients),
+        actual=actual_of(plain, num_clients),
         num_rows=scene.num_rows[donors],
         tokens=scene.tokens[donors],
         num_tokens=scene.num_tokens[donors],

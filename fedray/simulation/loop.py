@@ -11,14 +11,14 @@ import numpy as np
 
 from fedray.assignment import Assignment
 from fedray.clock import ClosedRound
-from fedray.closing import Outing, close_on_clock
+from fedray.closing import Outing, close_on_clock, short_of_memory, within_deadline
 from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
-from fedray.policy import Cohort, State
+from fedray.policy import State
 from fedray.progress import history_of
 from fedray.record import ClientRecord, RoundRecord
 from fedray.scene import Scene
-from fedray.scheduler import Pricing, Terms, ask_menu, ask_selection, decide, price_menu
+from fedray.scheduler import Pricing, ask_menu, ask_selection, decide, price_menu
 from fedray.simulation.replay import Recorded
 
 # What a policy is shown of every client where nobody trains.
@@ -64,22 +64,31 @@ def play_round(
     Raises:
         SimulationError: the recorded run decided otherwise.
     """
-    view = scene.view(number, simulated.history)
+    elapsed = float(sum(record.virtual_seconds for record in simulated.rounds))
+    opens = scene.presence.opens(np.arange(scene.num_clients), elapsed)
+    view = scene.view(number, simulated.history, opens)
     menu = ask_menu(scene.policy, view)
     pricing = simulated.pricing
     view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
     chosen, policy_state = ask_selection(scene.policy, view, simulated.policy_state)
-    cohort = scene.cohort(number, np.sort(chosen))
+    begins, present = scene.presence.asked(chosen, opens)
+    cohort = scene.cohort(number, present)
     schedule = decide(scene.policy, cohort, price_menu(menu, cohort, pricing), policy_state, pricing)
     given = schedule.decision.assignments
     places = np.array([i for i, assignment in enumerate(given) if assignment is not None], np.int64)
+    asked, terms = cohort.take(places), schedule.terms.take(places)
     outing = Outing(
-        cohort=cohort.take(places),
+        cohort=asked,
+        device=scene.actual.device(asked.device, asked.client_ids, number, begins),
+        begins=begins,
         given=[assignment for assignment in given if assignment is not None],
-        terms=schedule.terms.take(places),
+        terms=terms,
+        num_steps=terms.num_steps,
         peak_bytes=np.zeros(len(places), np.int64),
     )
+    outing = within_deadline(scene, outing)
     closed = close_on_clock(scene, simulated.holdings, outing)
+    closed = replace(closed, virtual_seconds=begins - elapsed + closed.virtual_seconds)
     clients = _records(outing, closed)
     if recorded is not None:
         clients = recorded.replayed(number, clients)
@@ -98,7 +107,12 @@ def _records(outing: Outing, closed: ClosedRound) -> list[ClientRecord]:
     """One row per client that was given something, without what training would add."""
     as_text = cache(Assignment.to_json)
     cohort = outing.cohort
-    columns = _columns(cohort, outing.terms, closed)
+    columns = _columns(outing, closed)
+    memory = zip(outing.device.memory_bytes.tolist(), cohort.device.memory_bytes.tolist(), strict=True)
+    why = [
+        short_of_memory(has, says) if outcome == "oom" else ""
+        for outcome, (has, says) in zip(closed.outcomes, memory, strict=True)
+    ]
     return [
         ClientRecord(
             round=cohort.round,
@@ -107,16 +121,20 @@ def _records(outing: Outing, closed: ClosedRound) -> list[ClientRecord]:
             wall_seconds=None,
             loss=None,
             attempts=0,
-            message="",
+            message=message,
             outcome=outcome,
             cut=assignment.cut if assignment.split else None,
+            start_seconds=outing.begins,
             **dict(zip(columns, values, strict=True)),
         )
-        for assignment, outcome, *values in zip(outing.given, closed.outcomes, *columns.values(), strict=True)
+        for assignment, outcome, message, *values in zip(
+            outing.given, closed.outcomes, why, *columns.values(), strict=True
+        )
     ]
 
 
-def _columns(cohort: Cohort, terms: Terms, closed: ClosedRound) -> dict[str, list[Any]]:
+def _columns(outing: Outing, closed: ClosedRound) -> dict[str, list[Any]]:
+    cohort, terms = outing.cohort, outing.terms
     arrays = {
         "client_id": cohort.client_ids,
         "device_class": cohort.device_class,
@@ -128,7 +146,7 @@ def _columns(cohort: Cohort, terms: Terms, closed: ClosedRound) -> dict[str, lis
         "down_bytes": closed.down_bytes,
         "provision_bytes": closed.provision_bytes,
         "num_rows": cohort.num_rows,
-        "num_steps": terms.num_steps,
+        "num_steps": outing.num_steps,
         "virtual_seconds": closed.client_seconds,
         "joules": closed.joules,
         "waiting_seconds": closed.waiting_seconds,
@@ -137,6 +155,7 @@ def _columns(cohort: Cohort, terms: Terms, closed: ClosedRound) -> dict[str, lis
         "predicted_boundary_up_bytes": terms.boundary_up_bytes,
         "predicted_boundary_down_bytes": terms.boundary_down_bytes,
         "num_messages": closed.num_messages,
+        "predicted_seconds": terms.virtual_seconds,
     }
     return {name: array.tolist() for name, array in arrays.items()}
 

@@ -230,7 +230,8 @@ def local_batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[
         return [by_length[start : start + a.batch_size] for start in starts][
             : job.assignment.num_steps(len(own))
         ]
-    return [own[index] for index in batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)]
+    plan = batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)
+    return [own[index] for index in plan[: job.num_steps]]
 
 
 def _tokens(workshop: Workshop, batch: Rows, size: int, *, tight: bool) -> int:

@@ -35,6 +35,16 @@ SETTINGS = {
         "rounds": {"num_rounds": 2},
         "policy": "deepest_cut",
     },
+    "devices other than they declare": {
+        "actual": {"compute_jitter": 0.4, "link_jitter": 0.3, "memory_misreport": 0.3},
+        "rounds": {"clients_per_round": 8},
+        "availability": "diurnal",
+    },
+    "partial work by a deadline": {
+        "pace": {"deadline_seconds": 1.4, "late": "partial"},
+        "training": {"max_steps": 30},
+        "actual": {"compute_drift": 500.0},
+    },
     "codecs and few bits": {
         "menu": {"weight_bits": ["all", 8], "up_codecs": ["int8"]},
         "policy": "hetlora",
@@ -148,6 +158,8 @@ def test_what_depends_on_training_is_refused(tiny, tmp_path):
     cuts = merged(tiny, {"menu": {"cuts": [1]}, "server": {"aggregation_interval": 2}})
     with pytest.raises(ConfigError, match=r"server\.aggregation_interval: 2 .* set it to 1"):
         fedray.simulate(cuts, out=tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"join lets rounds overlap, and a simulation plays rounds in step"):
+        fedray.simulate(merged(tiny, {"pace": {"goal": 2, "late": "join"}}), out=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
