@@ -35,7 +35,7 @@ from fedray.training.workshop import Blueprint, Stock, arrays_of
 LONGEST = 64
 # packs.clients_per_pack and packs.tokens_per_wave. Tiny clients want large packs, to spread what a step costs
 # anyway; a wave's activations should stay in the cache, and unlike clients of like depth share packs.
-PACKS = {"S": (64, 2048), "M": (64, 1024), "L": (16, 1024), "H": (16, 3072)}
+PACKS = {"S": (128, 4096), "M": (64, 1024), "L": (16, 2048), "H": (16, 6144)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import check, compare, examine, plan, resume, run, write_report
+    from fedray.api import check, compare, examine, plan, resume, run, simulate, write_report
     from fedray.config import Config, load_config
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "plan",
     "resume",
     "run",
+    "simulate",
     "write_report",
 ]
 __version__ = "0.1.0"

@@ -5,19 +5,32 @@ from fedray.errors import ConfigError
 from fedray.policy import Pace
 from fedray.policy_loading import LoadedPolicy
 from fedray.selection import SelectedBy
+from fedray.staleness import Staleness
 
 
 def agreed_pace(config: Config, policy: LoadedPolicy | SelectedBy) -> Pace:
     """The policy's, or the configuration's. Raises ConfigError if both say when a round closes."""
     given = {key: value for key, value in config.pace.model_dump().items() if value is not None}
     if policy.pace is None:
-        return Pace(**given)
+        if "staleness" in given:
+            given["staleness"] = Staleness(**given["staleness"])
+        return _without_cuts(config, Pace(**given))
     if given:
         raise ConfigError(
             f"pace.{next(iter(given))} has no effect with the policy {policy.name!r}, which sets the pace "
             f"itself ({policy.pace}); drop the one or the other."
         )
-    return policy.pace
+    return _without_cuts(config, policy.pace)
+
+
+def _without_cuts(config: Config, pace: Pace) -> Pace:
+    if pace.late != "drop" and config.menu.cuts:
+        goes = "go at its own pace" if pace.joins else "stop when it has to"
+        raise ConfigError(
+            f"pace.late: {pace.late} lets every client {goes}, and under menu.cuts "
+            f"{list(config.menu.cuts)} clients step together with a server; drop one of the two."
+        )
+    return pace
 
 
 def agreed_interval(config: Config, policy: LoadedPolicy | SelectedBy, *, trains_a: bool) -> int:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedray.engine import RunResult
     from fedray.planning import Plan
     from fedray.record import RoundRecord
+    from fedray.simulation import Simulation
     from fedray.testing import Report
     from fedray.watched import Watch
 
@@ -140,6 +141,39 @@ def compare(
 
     asked = comparison.Asked(policies=policies, seeds=seeds, grid=grid or {}, tune=tune or {}, target=target)
     return comparison.compare(checked, asked, folder, comparison.Shown(trial=show, watch=watch))
+
+
+def simulate(
+    config: Source,
+    *,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    policy: object | None = None,
+    show: Show | None = None,
+    replay: str | Path | None = None,
+) -> "Simulation":
+    """The same rounds without training, on as many devices as you like; system measures alone.
+
+    Where a policy asks for losses, it is shown that all clients' are alike.
+
+    Args:
+        config: as in `run`; ``fleet.num_clients`` says how many devices there are.
+        out: the folder to leave it in; it must not exist, or be empty.
+        overrides: as in `run`.
+        policy: as in `run`.
+        show: called with each round's record, which has no accuracy.
+        replay: the folder of a trained run; its losses and accuracies are taken, as long as every decision is
+            the one that was recorded there.
+
+    Raises:
+        FedrayError: one clear sentence; a folder begun is taken away again.
+    """
+    checked = _with_policy(load_config(config, overrides), policy)
+    folder = _fresh(Path(out))
+    recorded = None if replay is None else _existing(Path(replay))
+    from fedray import simulation
+
+    return simulation.simulate(checked, folder, show, policy, recorded)
 
 
 def write_report(out: str | Path) -> Path:

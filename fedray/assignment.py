@@ -7,10 +7,10 @@ yet is refused here with a sentence, never ignored further down.
 import dataclasses
 import json
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
+from fedray.codec_names import check_cut_codec, check_update_codecs
 from fedray.errors import ConfigError
 from fedray.trained import PARTS, Part, Prompt, Weights, check_prompt, check_weights
 from fedray.width import Width, check_width
@@ -19,8 +19,8 @@ Dtype = Literal["fp32", "bf16"]
 Attention = Literal["eager", "memory_efficient"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 ATTENTIONS: tuple[Attention, ...] = ("eager", "memory_efficient")
-_CODEC = re.compile(r"none|bf16|int8|int4|top[1-9][0-9]?")
-_UPDATE_CODEC = re.compile(rf"{_CODEC.pattern}|rank[1-9][0-9]*")
+WeightBits = Literal[8, 4]
+WEIGHT_BITS: tuple[WeightBits, ...] = (8, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Assignment:
         num_epochs: passes over the client's own rows, unless ``max_steps`` is given.
         max_steps: local steps, whatever the number of rows.
         width: the part of every block's width that the client holds; None is all of it.
-        weight_bits: bits of a frozen weight; None is the dtype's own.
+        weight_bits: bits of the frozen linears of the client's own blocks, 8 or 4; None is the dtype's own.
 
     Raises:
         ConfigError: at construction, for a value out of range or a combination not supported.
@@ -96,12 +96,12 @@ class Assignment:
     up_codec: str = "none"
     down_codec: str = "none"
     width: Width | None = None
-    weight_bits: int | None = None
+    weight_bits: WeightBits | None = None
 
     def __post_init__(self) -> None:
-        _refuse_what_does_not_run_yet(self)
+        _check_what_is_frozen(self)
         _check_cut(self)
-        _check_update_codecs(self)
+        check_update_codecs(up_codec=self.up_codec, down_codec=self.down_codec)
         if self.width is not None:
             check_width(self.width, split=self.split, up_codec=self.up_codec)
         _check_blocks(self)
@@ -236,6 +236,8 @@ class Assignment:
             parts.append(_cut_words(self))
         if self.dtype != "fp32":
             parts.append(self.dtype)
+        if self.weight_bits is not None:
+            parts.append(f"{self.weight_bits}-bit weights")
         if self.recompute:
             parts.append("recompute")
         parts += [
@@ -304,10 +306,7 @@ def _cut_words(assignment: Assignment) -> str:
 
 def _check_cut(assignment: Assignment) -> None:
     a = assignment
-    if not _CODEC.fullmatch(a.cut_codec):
-        raise ConfigError(
-            f"cut_codec is one of none, bf16, int8, int4 or top1 to top99 (per cent), found {a.cut_codec!r}."
-        )
+    check_cut_codec(a.cut_codec)
     given = {"tail": a.tail, "local_loss": a.local_loss, "cut_codec": a.cut_codec != "none"}
     needless = [name for name, value in given.items() if value]
     if not a.split and needless:
@@ -323,23 +322,18 @@ def _check_cut(assignment: Assignment) -> None:
         raise ConfigError("local_loss trains blocks below the cut, and none has a rank; give one or drop it.")
 
 
-def _check_update_codecs(assignment: Assignment) -> None:
-    for name in ("up_codec", "down_codec"):
-        codec = getattr(assignment, name)
-        if not _UPDATE_CODEC.fullmatch(codec):
-            raise ConfigError(
-                f"{name} is one of none, bf16, int8, int4, top1 to top99 (per cent) or rank1, rank2, ..., "
-                f"found {codec!r}."
-            )
-
-
-def _refuse_what_does_not_run_yet(assignment: Assignment) -> None:
+def _check_what_is_frozen(assignment: Assignment) -> None:
     if assignment.width is not None and of_whole_blocks(assignment.adapter):
         raise ConfigError(
             f"A width ({assignment.width}) trains weights or the head; LoRA, IA3 and prompts whole blocks."
         )
-    if assignment.weight_bits is not None:
-        raise ConfigError(f"weight_bits = {assignment.weight_bits} is not supported; choose a dtype instead.")
+    if assignment.weight_bits is not None and isinstance(assignment.adapter, Weights):
+        raise ConfigError(
+            f"weight_bits = {assignment.weight_bits} rounds weights that are frozen, and this assignment "
+            "trains them; train LoRA ranks or the head, or drop it."
+        )
+    if assignment.weight_bits not in (None, *WEIGHT_BITS):
+        raise ConfigError(f"weight_bits is one of 8, 4 or absent, found {assignment.weight_bits}.")
 
 
 def of_whole_blocks(adapter: Adapter) -> bool:

@@ -29,6 +29,7 @@ from fedray.policy_state import freeze_state, thaw_state
 from fedray.progress import Progress, Verdict
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, table
 from fedray.training.job import ClientState
+from fedray.underway import UnderWay
 
 FOLDER = "checkpoint"
 RECORDS = {"rounds": RoundRecord, "clients": ClientRecord, "evaluations": EvaluationRecord}
@@ -38,6 +39,7 @@ _PART = ".part"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Names:
     state: str = "state.safetensors"
+    older: str = "version-{}.safetensors"
     clients: str = "clients.safetensors"
     holdings: str = "holdings.npz"
     policy: str = "policy.npz"
@@ -141,24 +143,49 @@ def _write(part: Path, progress: Progress) -> None:
     policy, arrays = freeze_state(progress.policy_state)
     # Names of a policy's arrays are places in its state, not names that a zip file takes.
     _save_arrays(part / _NAMES.policy, {str(i): array for i, array in enumerate(arrays.values())})
-    facts = {
-        "version": state.version,
-        # A file of tensors is sorted by name; sums over clients' tensors run in the state's own order.
-        "head": list(state.adapter.head),
-        "weights": list(state.adapter.weights),
+    way = progress.under_way
+    for version, older in way.versions.items():
+        save_file(_flat(older), part / _NAMES.older.format(version))
+    facts = _facts_of(state) | {
+        "under_way": way.facts(),
+        "older": [_facts_of(older) for older in way.versions.values()],
         "client_states": {client: list(kept) for client, kept in progress.client_states.items()},
-        "scales": {
-            "adapter": {site: f.scale for site, f in state.adapter.factors.items()},
-            "base_delta": {site: f.scale for site, f in state.base_delta.items()},
-        },
-        "frozen_a": list(state.adapter.frozen()),
-        "moments": list(state.moments),
         "policy": policy,
         "policy_arrays": list(arrays),
         "audited": {work: asdict(verdict) for work, verdict in progress.audited.items()},
         "finished_rounds": progress.finished_rounds,
     }
     (part / _NAMES.facts).write_text(json.dumps(facts))
+
+
+def _facts_of(state: GlobalState) -> dict[str, Any]:
+    """What a file of its tensors does not say."""
+    return {
+        "version": state.version,
+        # A file of tensors is sorted by name; sums over clients' tensors run in the state's own order.
+        "head": list(state.adapter.head),
+        "weights": list(state.adapter.weights),
+        "scales": {
+            "adapter": {site: f.scale for site, f in state.adapter.factors.items()},
+            "base_delta": {site: f.scale for site, f in state.base_delta.items()},
+        },
+        "frozen_a": list(state.adapter.frozen()),
+        "moments": list(state.moments),
+    }
+
+
+def _state_of(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> GlobalState:
+    scales = facts["scales"]
+    return GlobalState(
+        adapter=Adapter(
+            factors=_trained(tensors, scales["adapter"], facts["frozen_a"]),
+            head={name: tensors[f"head/{name}"] for name in facts["head"]},
+            weights={name: tensors[f"weights/{name}"] for name in facts["weights"]},
+        ),
+        base_delta=_factors(tensors, "base_delta", scales["base_delta"]),
+        moments={name: tensors[f"moments/{name}"] for name in facts["moments"]},
+        version=facts["version"],
+    )
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -173,29 +200,21 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _read(out: Path, folder: Path) -> Progress:
     facts: dict[str, Any] = json.loads((folder / _NAMES.facts).read_text())
-    tensors = load_file(folder / _NAMES.state)
     kept = _arrays(folder / _NAMES.policy)
     arrays = {name: kept[str(i)] for i, name in enumerate(facts["policy_arrays"])}
     holdings = Holdings.from_arrays(_arrays(folder / _NAMES.holdings))
-    head = {name: tensors[f"head/{name}"] for name in facts["head"]}
-    scales = facts["scales"]
     states = load_file(folder / _NAMES.clients)
-    state = GlobalState(
-        adapter=Adapter(
-            factors=_trained(tensors, scales["adapter"], facts["frozen_a"]),
-            head=head,
-            weights={name: tensors[f"weights/{name}"] for name in facts["weights"]},
-        ),
-        base_delta=_factors(tensors, "base_delta", scales["base_delta"]),
-        moments={name: tensors[f"moments/{name}"] for name in facts["moments"]},
-        version=facts["version"],
-    )
+    older = {
+        said["version"]: _state_of(load_file(folder / _NAMES.older.format(said["version"])), said)
+        for said in facts["older"]
+    }
     records = {
         name: _records(out / f"{name}.parquet", kind, facts["finished_rounds"])
         for name, kind in RECORDS.items()
     }
     return Progress(
-        state=state,
+        state=_state_of(load_file(folder / _NAMES.state), facts),
+        under_way=UnderWay.from_facts(facts["under_way"], older),
         holdings=holdings,
         policy_state=thaw_state(facts["policy"], arrays),
         audited={work: Verdict(**verdict) for work, verdict in facts["audited"].items()},

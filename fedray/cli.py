@@ -142,6 +142,36 @@ def resume(out: RunFolder) -> None:
 
 
 @app.command()
+def simulate(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for what the simulation leaves.")],
+    overrides: Overrides = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Take losses and accuracies of this trained run; decisions must agree."
+        ),
+    ] = None,
+) -> None:
+    """Play the rounds on the virtual clock without training: seconds, joules, bytes, who takes part.
+
+    A million devices, 1000 of them a round:
+
+        fedray simulate examples/million.yaml --out DIR
+
+    Another policy for who is asked, and a fleet of your own size:
+
+        fedray simulate CONFIG --out DIR --set selection=oort --set fleet.num_clients=10000
+
+    DIR holds config.yaml, rounds.parquet, clients.parquet, environment.json and report.html as a run's does,
+    with accuracy and loss empty.
+    """
+    with shown_rounds() as (show, _):
+        result = api.simulate(config, out=out, overrides=overrides or (), show=show, replay=replay)
+    typer.echo(f"Report: {result.report}")
+
+
+@app.command()
 def compare(
     config: ConfigFile,
     out: Annotated[

@@ -107,7 +107,9 @@ def draw_online(run_seed: int, round_number: int, client_ids: Ints, availability
     return np.isinf(draw_dropouts(run_seed, round_number, client_ids, availability))
 
 
-def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) -> ClosedRound:
+def close_round(
+    trips: Trips, pace: Pace, leaves_after: Floats | None = None, offline_seconds: Floats | None = None
+) -> ClosedRound:
     """Runs the trips side by side from second 0 and closes the round.
 
     The round closes at the earliest of three moments: the ``pace.goal``-th arrival (of equal moments the
@@ -123,6 +125,8 @@ def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) ->
         trips: of the clients that were given something; with nobody the round closes at second 0.
         pace: goal, concurrency and deadline; the concurrency may not be smaller than the number of trips.
         leaves_after: from `draw_dropouts`; None if nobody drops out.
+        offline_seconds: when each goes offline and drops out, from the round's start, [clients]; infinity
+            for who stays, None if everybody does.
 
     Raises:
         ConfigError: if ``pace.concurrency`` cannot take effect.
@@ -135,6 +139,8 @@ def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) ->
         )
     middle = _Middle(trips, np.full(num_clients, np.inf))
     leave = np.full(num_clients, np.inf) if leaves_after is None else leaves_after * middle.arrival_seconds
+    if offline_seconds is not None:
+        leave = np.minimum(leave, offline_seconds)
     gone = np.where(trips.fits, leave, np.minimum(leave, trips.receive_seconds))
     if np.isfinite(gone).any():
         middle = _Middle(trips, gone)
@@ -146,6 +152,26 @@ def close_round(trips: Trips, pace: Pace, leaves_after: Floats | None = None) ->
     lost: NDArray[np.str_] = np.where(drops, "dropped", "oom")
     named = np.where(accepted, "ok", np.where(~arrives & (end <= close), lost, "late"))
     return _spent(trips, middle, np.minimum(end, close), close, tuple(named.tolist()))
+
+
+def steps_in_time(trips: Trips, num_steps: Ints, deadline_seconds: float) -> Ints:
+    """How many of its steps each client does so that its update is there by a deadline, [clients].
+
+    All of them where that does; and all for a client that cannot do even one, which will be late.
+
+    Args:
+        trips: with all steps, none of them under a cut.
+        num_steps: of each client.
+        deadline_seconds: from the round's start.
+    """
+    step_seconds = trips.compute_seconds / np.maximum(num_steps, 1)
+    spare = deadline_seconds - trips.receive_seconds - trips.send_seconds
+    fitting = np.floor(spare / np.maximum(step_seconds, np.finfo(np.float64).tiny))
+    steps = np.clip(fitting, 0, num_steps).astype(np.int64)
+    # Rounding may leave the last of them a breath too late.
+    ends = trips.receive_seconds + steps * step_seconds + trips.send_seconds
+    steps = np.where((ends > deadline_seconds) & (steps < num_steps), steps - 1, steps)
+    return np.where(steps < 1, num_steps, steps)
 
 
 class _Middle:

@@ -14,24 +14,26 @@ from accelerate import Accelerator
 from fedray import checkpoint, rounds
 from fedray.adapter import Adapter, GlobalState
 from fedray.averaging import after_averaging
-from fedray.clock import ClosedRound
 from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
 from fedray.evaluation import evaluate
 from fedray.holdings import Holdings
+from fedray.landing import play_until_closed
 from fedray.model.added import is_added
 from fedray.model.anatomy import dissect
 from fedray.model.export import save_adapter
 from fedray.model.export_added import save_added
 from fedray.model.whole_model import save_model
+from fedray.policy import State
 from fedray.policy_loading import name_in_python
 from fedray.progress import Progress, history_of
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
 from fedray.report import write_report
-from fedray.rounds import Runtime
+from fedray.rounds import Runtime, Trained
 from fedray.scene import Scene, furnish, set_scene
 from fedray.scheduler import ask_menu, ask_selection, decide, price_menu, refuse_if_nothing_fits
+from fedray.told import told_by_the_clock, told_by_training
 from fedray.tracking import Tracker, refuse_absent_trackers
 from fedray.training.own_weights import initial_weights
 from fedray.training.shapes import initial_adapter
@@ -72,7 +74,7 @@ def run(
     """
     scene = _scene(config, policy)
     adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, config.seed)
-    holdings = Holdings(scene.partitions.num_clients, preinstalled=config.provision == "preinstalled")
+    holdings = Holdings(scene.num_clients, preinstalled=config.provision == "preinstalled")
     progress = Progress(state=GlobalState(adapter=adapter), holdings=holdings)
     return _continued(scene, progress, out, show, watch)
 
@@ -117,7 +119,10 @@ def _continued(
         progress.state = replace(progress.state, adapter=start)
     runtime = open_runtime(scene, blueprint, stock, model)
     try:
-        with run_folder(out, config, blueprint), closing(Tracker(accelerator, config)) as tracker:
+        with (
+            run_folder(out, config, blueprint.device, blueprint.threads),
+            closing(Tracker(accelerator, config)) as tracker,
+        ):
             for number in range(progress.finished_rounds + 1, config.rounds.num_rounds + 1):
                 watched = runtime if watch is None else WatchedRuntime(runtime, number, watch)
                 record = play_round(scene, progress, watched, number)
@@ -148,24 +153,24 @@ def _continued(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Played:
+    """A round before it is evaluated and recorded; ``policy_state`` before the policy learns from it."""
+
+    trained: Trained
+    clients: list[ClientRecord]
+    policy_state: State
+    virtual_seconds: float
+    drift: float = 0.0
+    server_joules: float = 0.0
+
+
 def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> RoundRecord:
     """One round, from the selection to its records; what it came to is in ``progress``."""
-    started = perf_counter()
-    config = scene.config
-    view = scene.view(number, progress.history())
-    menu = ask_menu(scene.policy, view)
-    pricing = rounds.pricing_of(scene, progress, number)
-    view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
-    chosen, policy_state = ask_selection(scene.policy, view, progress.policy_state)
-    cohort = scene.cohort(number, np.sort(chosen))
-    offers = price_menu(menu, cohort, pricing)
-    schedule = decide(scene.policy, cohort, offers, policy_state, pricing)
-    asked = rounds.ask(scene, progress, cohort, schedule)
-    measured = rounds.audit_clients(scene, progress, asked, runtime)
-    closed = rounds.close(scene, progress, asked)
-    drift = rounds.drift_of(scene, progress, asked)
-    trained = rounds.train(scene, progress, asked, closed, runtime)
-    clients = rounds.records_of(scene, asked, closed, trained, measured)
+    started, config = perf_counter(), scene.config
+    play = _overlapping if scene.pace.joins else _in_step
+    played = play(scene, progress, runtime, number)
+    clients, trained = played.clients, played.trained
     due = number % config.rounds.eval_rounds == 0 or number == config.rounds.num_rounds
     evaluations = evaluate(scene, trained.state, number, runtime) if due else []
     progress.state = trained.state
@@ -174,10 +179,50 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
         progress.remember(after_averaging(progress))
     progress.clients += clients
     progress.evaluations += evaluations
-    progress.policy_state = scene.policy.observe(history_of(clients), schedule.state)
-    record = _summed(number, clients, evaluations, closed, drift, perf_counter() - started)
+    progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
+    record = _summed(number, played, evaluations, perf_counter() - started)
     progress.rounds.append(record)
     return record
+
+
+def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> _Played:
+    """A round whose clients set out together."""
+    opens = scene.presence.opens(np.arange(scene.num_clients), progress.elapsed_seconds)
+    view = scene.view(number, progress.history(), opens)
+    menu = ask_menu(scene.policy, view)
+    pricing = rounds.pricing_of(scene, progress, number)
+    view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
+    chosen, policy_state = ask_selection(scene.policy, view, progress.policy_state)
+    begins, present = scene.presence.asked(chosen, opens)
+    cohort = scene.cohort(number, present)
+    offers = price_menu(menu, cohort, pricing)
+    schedule = decide(scene.policy, cohort, offers, policy_state, pricing)
+    asked = rounds.ask(scene, progress, cohort, schedule, begins)
+    measured = rounds.audit_clients(scene, progress, asked, runtime)
+    asked = rounds.cut_short(scene, progress, asked)
+    closed = rounds.close(scene, progress, asked)
+    drift = rounds.drift_of(scene, progress, asked)
+    trained = rounds.train(scene, progress.state, rounds.counted(asked, closed), runtime)
+    told = told_by_the_clock(scene, progress, asked, closed, measured)
+    return _Played(
+        trained=trained,
+        clients=[told_by_training(record, trained) for record in told],
+        policy_state=schedule.state,
+        virtual_seconds=begins - progress.elapsed_seconds + closed.virtual_seconds,
+        drift=drift,
+        server_joules=closed.server_joules,
+    )
+
+
+def _overlapping(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> _Played:
+    """A round that closes while others are on their way."""
+    landed = play_until_closed(scene, progress, runtime, number)
+    return _Played(
+        trained=landed.trained,
+        clients=landed.clients,
+        policy_state=progress.policy_state,
+        virtual_seconds=landed.virtual_seconds,
+    )
 
 
 def _refuse_a_fleet_that_nothing_fits(scene: Scene, progress: Progress) -> None:
@@ -185,7 +230,7 @@ def _refuse_a_fleet_that_nothing_fits(scene: Scene, progress: Progress) -> None:
     number = progress.finished_rounds + 1
     menu = ask_menu(scene.policy, scene.view(number, progress.history()))
     pricing = rounds.pricing_of(scene, progress, number)
-    everybody = np.arange(scene.partitions.num_clients)
+    everybody = np.arange(scene.num_clients)
     richest = everybody[np.argsort(-scene.fleet.device(everybody).memory_bytes, kind="stable")]
     for start in range(0, len(richest), _FEW):
         if price_menu(menu, scene.cohort(number, richest[start : start + _FEW]), pricing).fits.any():
@@ -195,20 +240,16 @@ def _refuse_a_fleet_that_nothing_fits(scene: Scene, progress: Progress) -> None:
 
 
 def _summed(
-    number: int,
-    clients: list[ClientRecord],
-    evaluations: list[EvaluationRecord],
-    closed: ClosedRound,
-    drift: float,
-    wall_seconds: float,
+    number: int, played: _Played, evaluations: list[EvaluationRecord], wall_seconds: float
 ) -> RoundRecord:
+    clients = played.clients
     outcomes = Counter(record.outcome for record in clients)
     accuracy, loss = _headline(evaluations)
     return RoundRecord(
         round=number,
         accuracy=accuracy,
         loss=loss,
-        virtual_seconds=closed.virtual_seconds,
+        virtual_seconds=played.virtual_seconds,
         wall_seconds=wall_seconds,
         up_bytes=sum(record.up_bytes for record in clients),
         down_bytes=sum(record.down_bytes + record.provision_bytes for record in clients),
@@ -218,11 +259,11 @@ def _summed(
         num_dropped=outcomes["dropped"],
         num_oom=outcomes["oom"],
         num_failed=outcomes["failed"],
-        drift=drift,
+        drift=played.drift,
         waiting_seconds=sum(record.waiting_seconds for record in clients),
         boundary_up_bytes=sum(record.boundary_up_bytes for record in clients),
         boundary_down_bytes=sum(record.boundary_down_bytes for record in clients),
-        server_joules=closed.server_joules,
+        server_joules=played.server_joules,
     )
 
 

@@ -39,11 +39,17 @@ _LIBRARIES = (
 
 
 @contextmanager
-def run_folder(out: Path, config: Config, blueprint: Blueprint) -> Iterator[None]:
+def run_folder(out: Path, config: Config, device: str, threads: int) -> Iterator[None]:
     """The run's folder, with its resolved configuration and environment; what is there stays.
 
     A new run that fails before its first round is done takes the folder with it, so that nothing
     half-written stays and the name is free again; one that is interrupted leaves it to be resumed.
+
+    Args:
+        out: the folder.
+        config: as it is left there.
+        device: that computes, as torch names it.
+        threads: of one pack.
     """
     existed, started = out.exists(), (out / "config.yaml").exists()
     try:
@@ -52,7 +58,7 @@ def run_folder(out: Path, config: Config, blueprint: Blueprint) -> Iterator[None
             with replaced(out / "config.yaml") as part:
                 part.write_text(config_to_yaml(config))
         with replaced(out / "environment.json") as part:
-            part.write_text(json.dumps(_environment(blueprint), indent=2) + "\n")
+            part.write_text(json.dumps(_environment(device, threads), indent=2) + "\n")
         yield
     except Exception:
         if not started and not checkpoint.exists(out):
@@ -110,7 +116,7 @@ def _own_actors(scene: Scene, blueprint: Blueprint) -> dict[int, Reservation]:
     """What each client's own actor reserves: its declared memory and resources."""
     gpus = 1.0 if blueprint.device.startswith("cuda") else 0.0
     own = {}
-    for client in range(scene.partitions.num_clients):
+    for client in range(scene.num_clients):
         profile = scene.fleet.profile(client)
         amounts = dict(profile.resources)
         own[client] = Reservation(
@@ -122,7 +128,7 @@ def _own_actors(scene: Scene, blueprint: Blueprint) -> dict[int, Reservation]:
     return own
 
 
-def _environment(blueprint: Blueprint) -> dict[str, object]:
+def _environment(device: str, threads: int) -> dict[str, object]:
     versions: dict[str, str | None] = {}
     for library in _LIBRARIES:
         try:
@@ -133,9 +139,7 @@ def _environment(blueprint: Blueprint) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": versions,
-        "device": blueprint.device,
-        "device_name": torch.cuda.get_device_name()
-        if blueprint.device.startswith("cuda")
-        else platform.processor(),
-        "threads_per_pack": blueprint.threads,
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
+        "threads_per_pack": threads,
     }

@@ -33,5 +33,9 @@ class TrainingError(FedrayError):
     """A client's training cannot go on (a loss that is not a number, for one)."""
 
 
+class SimulationError(FedrayError):
+    """A simulation cannot stand for a run (a replay that decides otherwise, for one)."""
+
+
 class RuntimeFailure(FedrayError):
     """The cluster cannot be reached, or lost more than can be replaced."""

@@ -11,12 +11,13 @@ from fedray.assignment import (
     Dtype,
     HeadOnly,
     Lora,
+    WeightBits,
     lora_on_top,
     of_whole_blocks,
     weights_on_top,
 )
 from fedray.errors import ConfigError
-from fedray.trained import Prompt
+from fedray.trained import Prompt, Weights
 from fedray.width import AXES, Axis, Width
 
 Tuning = Literal["lora", "full", "bitfit", "ia3", "prompt"]
@@ -57,6 +58,7 @@ class Grid:
     width_axes: tuple[Axis, ...] = ("ffn",)
     recompute: tuple[bool, ...] = (False,)
     dtypes: tuple[Dtype, ...] = ("fp32",)
+    weight_bits: tuple[WeightBits | None, ...] = (None,)
     batch_sizes: tuple[int, ...] = (8,)
     scale: float = 2.0
     train_a: bool = True
@@ -78,9 +80,9 @@ _CUT_KNOBS = ("cut", "tail", "cut_codec", "local_loss", "recompute")
 def build_menu(grid: Grid) -> tuple[Assignment, ...]:
     """The grid's assignments, without repeats, in one order for any order of the knobs' values.
 
-    Small to large: by the sum of ranks, then width, trained blocks, batch size, bf16 before fp32,
-    recomputation (less memory) before none, and cuts from low to high before the whole model. Combinations
-    with a cut that an assignment refuses are left out, such as recomputation where no block is trained.
+    Small to large: by the sum of ranks, then width, trained blocks, batch size, bf16 before fp32, few bits
+    before all, recomputation (less memory) before none, and cuts from low to high before the whole model.
+    Combinations that an assignment refuses are left out, such as recomputation where no block is trained.
 
     Raises:
         ConfigError: for a value out of range, a value of which every combination is refused, or a grid
@@ -99,15 +101,18 @@ def build_menu(grid: Grid) -> tuple[Assignment, ...]:
 
 def _whole(grid: Grid) -> Iterator[Assignment]:
     adapters = _adapters(grid)
-    steps = itertools.product(adapters, grid.recompute, grid.dtypes, grid.batch_sizes)
+    steps = itertools.product(adapters, grid.recompute, grid.dtypes, grid.weight_bits, grid.batch_sizes)
     links = itertools.product(grid.up_codecs, grid.down_codecs, _widths(grid))
-    for (adapter, recompute, dtype, batch_size), (up, down, width) in itertools.product(steps, links):
+    for (adapter, recompute, dtype, bits, batch_size), (up, down, width) in itertools.product(steps, links):
         if width is not None and of_whole_blocks(adapter):
             continue  # whole blocks alone
+        if bits is not None and isinstance(adapter, Weights):
+            continue  # frozen weights alone
         yield Assignment(
             blocks=tuple(range(grid.num_blocks)),
             adapter=adapter,
             dtype=dtype,
+            weight_bits=bits,
             # Without a trained block there is nothing to recompute: both values are one assignment.
             recompute=recompute and not isinstance(adapter, HeadOnly),
             batch_size=batch_size,
@@ -190,13 +195,14 @@ def _lora(grid: Grid, depth: int, rank: int) -> Lora:
 
 def _size(
     assignment: Assignment,
-) -> tuple[int, float, int, int, bool, bool, bool, int, int, bool, str, str, str]:
+) -> tuple[int, float, int, int, bool, int, bool, bool, int, int, bool, str, str, str]:
     return (
         assignment.sum_of_ranks,
         1.0 if assignment.width is None else assignment.width.share,
         assignment.num_trained_blocks,
         assignment.batch_size,
         assignment.dtype == "fp32",
+        assignment.weight_bits or 32,
         not assignment.recompute,
         not assignment.split,
         assignment.cut,

@@ -82,7 +82,7 @@ def plan(config: Config, policy: object | None = None) -> Plan:
         FedrayError: the configuration is wrong, nothing fits anybody, or the policy's answer is refused.
     """
     scene = set_scene(config, CACHE_DIR, policy)
-    everybody = np.arange(scene.partitions.num_clients)
+    everybody = np.arange(scene.num_clients)
     holdings = Holdings(len(everybody), preinstalled=config.provision == "preinstalled")
     pricing = pricing_of(scene, Progress(state=GlobalState(adapter=Adapter()), holdings=holdings), 1)
     menu = ask_menu(scene.policy, scene.view(1, ()))
@@ -94,7 +94,7 @@ def plan(config: Config, policy: object | None = None) -> Plan:
 
 
 def _clients(scene: Scene, offers: Offers, schedule: Schedule) -> list[PlannedClient]:
-    ids = np.arange(scene.partitions.num_clients)
+    ids = np.arange(scene.num_clients)
     classes, memory = scene.fleet.device_class(ids), scene.fleet.device(ids).memory_bytes
     terms = schedule.terms
     planned = []

@@ -18,6 +18,7 @@ from fedray.assignment import Assignment
 from fedray.cost import Device, Floats, Ints
 from fedray.errors import ConfigError, PolicyError
 from fedray.observable import Observable
+from fedray.staleness import CONSTANT, Staleness
 
 Bools = NDArray[np.bool_]
 State = Mapping[str, Any]  # a tree of arrays, numbers and strings; checkpointed as it is
@@ -190,19 +191,42 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """When a round closes.
+    """When a round closes, and what becomes of who is late.
+
+    With ``late="join"`` clients go on when a round closes, and their updates count in a later one, against
+    the state as it is then. Whoever arrives is replaced at once by another client, which starts from the
+    newest state. FedBuff (2106.06639) is a goal K with a concurrency and the polynomial staleness; FedAsync
+    (1903.03934) is goal 1 with ``mixing`` below 1 and a rule that averages states; with a deadline rounds
+    close at fixed times (semi-asynchronous).
 
     Attributes:
         goal: updates a round waits for; None is all that were asked.
         concurrency: clients at work at once; None is all that the round selected.
-        deadline_seconds: virtual seconds after which the round closes; None waits for everybody.
-        late: what happens to an update after the round closed; its cost is always charged.
+        deadline_seconds: virtual seconds after which the round closes; None waits for everybody. Where the
+            late join, a round without any update by then waits for the first.
+        late: what happens to an update after the round closed; its cost is always charged. With ``partial``
+            nobody who can do one local step in time is late: a client knows the deadline and its own rates,
+            and does as many of its steps as leave time to send.
+        staleness: what an update counts that is this many versions behind.
+        mixing: of every update, beside its staleness: FedAsync's alpha.
+        normalizer: what a round's sum is divided by: the updates' weights (``goal``, as in FedBuff's paper),
+            or these times what each counts (``sum``, as in FedScale).
+        max_staleness: an update further behind is thrown away, and is ``late``.
     """
 
     goal: int | None = None
     concurrency: int | None = None
     deadline_seconds: float | None = None
-    late: Literal["drop"] = "drop"
+    late: Literal["drop", "join", "partial"] = "drop"
+    staleness: Staleness = CONSTANT
+    mixing: float = 1.0
+    normalizer: Literal["goal", "sum"] = "goal"
+    max_staleness: int | None = None
+
+    @property
+    def joins(self) -> bool:
+        """Whether late updates count in later rounds, so that rounds overlap."""
+        return self.late == "join"
 
     def __post_init__(self) -> None:
         for name, count in (("goal", self.goal), ("concurrency", self.concurrency)):
@@ -210,6 +234,14 @@ class Pace:
                 raise ConfigError(f"pace.{name} must be at least 1 or absent, found {count}.")
         if self.deadline_seconds is not None and not self.deadline_seconds > 0:
             raise ConfigError(f"pace.deadline_seconds is above 0 or absent, found {self.deadline_seconds}.")
+        if not 0 < self.mixing <= 1:
+            raise ConfigError(f"pace.mixing is above 0 and at most 1, found {self.mixing}.")
+        if self.late == "partial" and self.deadline_seconds is None:
+            raise ConfigError("pace.late: partial cuts work short at pace.deadline_seconds; give that, too.")
+        if self.joins and self.goal is None and self.deadline_seconds is None:
+            raise ConfigError(
+                "pace.late: join never closes a round without pace.goal or pace.deadline_seconds."
+            )
 
 
 def _everybody(client_ids: Ints) -> Bools:
@@ -240,6 +272,8 @@ class View:
         menu: the configuration's assignments.
         num_rows: of each client's training data, [num_clients].
         is_online: what `View.online` asks, [clients] to [clients]; it knows the fleet and the round.
+        may_be_asked: [clients] to [clients]; `View.sample` gives nobody else. By a trace that is who is
+            online, and where rounds overlap who is not at work already.
         cohort_of: what `View.cohort` asks; ``offers_of`` what `View.offers` asks.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``, and
             as ``statistics`` the values of the policy's observables, [num_blocks] each by name: not a
@@ -254,6 +288,7 @@ class View:
     menu: tuple[Assignment, ...]
     num_rows: Ints = field(default_factory=_unknown)
     is_online: Callable[[Ints], Bools] = _everybody
+    may_be_asked: Callable[[Ints], Bools] = _everybody
     cohort_of: Callable[[Ints], Cohort] = _no_profiles
     offers_of: Callable[[Ints], Offers] = _no_prices
     history: Sequence[Mapping[str, Any]] = field(default=())
@@ -269,6 +304,7 @@ class View:
         asked = size
         while True:
             chosen = np.random.default_rng(self.seed).choice(self.num_clients, asked, replace=False)
+            chosen = chosen[self.may_be_asked(chosen)]
             found = chosen[self.online(chosen)] if online else chosen
             if len(found) >= size or asked == self.num_clients:
                 return np.sort(found[:size]).astype(np.int64)
@@ -276,11 +312,13 @@ class View:
             asked = min(4 * max(asked, 1), self.num_clients)
 
     def online(self, client_ids: Ints | Sequence[int]) -> Bools:
-        """Which of these clients stay online for the whole round, [clients], in the order given.
+        """Which of these clients are online, [clients], in the order given.
 
-        A client is online with the probability that its profile declares as ``availability``, drawn anew
-        for every round from the run's seed, the round and the client alone: whoever else is asked about
-        changes nothing. With ``dropouts: true`` those who are not online are those who would drop out.
+        By a trace or a daily rhythm (``availability``) it is who is online as the round starts; how long, a
+        server does not know. Otherwise it is who stays online for the whole round: a client is with the
+        probability that its profile declares as ``availability``, drawn anew for every round from the run's
+        seed, the round and the client alone: whoever else is asked about changes nothing. With ``dropouts:
+        true`` those who are not online are those who would drop out.
 
         Raises:
             PolicyError: if an id is not one of the fleet's.

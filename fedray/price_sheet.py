@@ -105,6 +105,21 @@ def riders_of(
     return Riders.placed(len(cohort), parts), shares
 
 
+def compute_seconds_of(
+    given: Sequence[Assignment | None],
+    cohort: Cohort,
+    footprint_of: FootprintOf,
+    server: VirtualServer | None,
+) -> Floats:
+    """Of each client's own arithmetic at the cohort's rates, [clients]; 0 where it is given nothing."""
+    seconds = np.zeros(len(cohort))
+    for entry in dict.fromkeys(entry for entry in given if entry is not None):
+        takers = np.array([place for place, own in enumerate(given) if own == entry], np.int64)
+        sheet = price_sheet((entry,), cohort.take(takers), footprint_of, server)
+        seconds[takers] = sheet.compute_seconds[0]
+    return seconds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """The clients of a cohort that pad to the same tokens and run the same kernel, by their positions."""

@@ -9,6 +9,7 @@ from fedray.observable import statistics_from_json
 from fedray.policy import State
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
 from fedray.training.job import ClientState
+from fedray.underway import UnderWay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Progress:
     Attributes:
         audited: the verdict on each distinct piece of work that ran alone under the counter.
         client_states: what each client keeps between rounds, by client; whoever keeps nothing is not there.
+        under_way: who is at work between rounds, where these overlap.
     """
 
     state: GlobalState
@@ -42,6 +44,7 @@ class Progress:
     policy_state: State = field(default_factory=dict)
     audited: dict[str, Verdict] = field(default_factory=dict)
     client_states: dict[int, ClientState] = field(default_factory=dict)
+    under_way: UnderWay = field(default_factory=UnderWay)
     rounds: list[RoundRecord] = field(default_factory=list)
     clients: list[ClientRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
@@ -50,6 +53,11 @@ class Progress:
     def finished_rounds(self) -> int:
         """How many; the next is one more."""
         return len(self.rounds)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Virtual, from the run's start to the end of the last finished round."""
+        return float(sum(record.virtual_seconds for record in self.rounds))
 
     def remember(self, states: Mapping[int, ClientState]) -> None:
         """What these clients keep from now on; the others keep what they had."""

@@ -1,7 +1,7 @@
 """What was measured: a row per round and a row per client-round, and the Arrow schemas they leave."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pyarrow as pa
@@ -21,6 +21,12 @@ class ClientRecord:
     model. ``boundary_*`` are bytes over the cut in all steps, counted and predicted, beside the update's
     own; ``num_messages`` went over it both ways. ``waiting_seconds`` are those of the virtual seconds that
     the client waited for the server.
+
+    ``num_steps`` are those that the client set out to do: fewer than its assignment says where a deadline
+    takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
+    client declares, with a server that nobody else rides. Where rounds overlap, ``round`` is the one that
+    the update landed in; ``start_seconds`` are virtual, from the run's start until the client was asked; and
+    ``staleness`` counts the versions of the state that came after the one it was sent.
     """
 
     round: int
@@ -52,6 +58,9 @@ class ClientRecord:
     predicted_boundary_up_bytes: int = 0
     predicted_boundary_down_bytes: int = 0
     num_messages: int = 0
+    predicted_seconds: float = 0.0
+    start_seconds: float = 0.0
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +112,10 @@ Record = ClientRecord | RoundRecord | EvaluationRecord
 
 def table(records: Sequence[Record], kind: type[Record]) -> pa.Table:
     """Rows as an Arrow table with ``kind``'s columns, also when there are none."""
-    return pa.Table.from_pylist([asdict(r) for r in records], schema=schema(kind))
+    columns = schema(kind)
+    return pa.table(
+        {name: [getattr(record, name) for record in records] for name in columns.names}, schema=columns
+    )
 
 
 def schema(kind: type) -> pa.Schema:

@@ -1,6 +1,6 @@
 """The parts of one round: jobs from a decision, audits, training and summing, records."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol, cast
@@ -8,19 +8,18 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedray.adapter import Factors, GlobalState
-from fedray.aggregation.rule import drift
+from fedray.adapter import Adapter, Factors, GlobalState
+from fedray.aggregation.rule import Accumulator, drift
 from fedray.assignment import Assignment, Attention
 from fedray.averaging import as_sent_up, averaged_ranks, handed_out, who_goes_on
-from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts
-from fedray.cost import Footprint, WorkShape
+from fedray.clock import ClosedRound
+from fedray.closing import Outing, close_on_clock, within_deadline
+from fedray.cost import Device, Footprint, WorkShape
 from fedray.errors import TrainingError
 from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
-from fedray.observable import statistics_to_json
-from fedray.policy import Cohort
+from fedray.policy import Cohort, Pace
 from fedray.progress import Progress, Verdict
-from fedray.record import ClientRecord, Outcome
 from fedray.runtime.carrier import AuditJob, Done, Order, TrainPack
 from fedray.runtime.split import SplitDone, SplitEvaluation
 from fedray.scene import Scene
@@ -36,8 +35,9 @@ from fedray.training.own_side import base_of
 from fedray.training.shapes import site_ranks
 from fedray.training.shares import in_blocks
 from fedray.training.train import form_packs
-from fedray.units import show_bytes
 
+# Adds an update, a delta of its job, to a round's sum.
+Add = Callable[[Accumulator, Job, Adapter], None]
 _UNKNOWN = Verdict(peak_bytes=0, at_least=True)
 
 
@@ -59,12 +59,20 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The clients of a round that were given something; arrays and tuples are [asked], in cohort order."""
+    """The clients of a round that were given something; arrays and tuples are [asked], in cohort order.
+
+    Attributes:
+        cohort: as they declare themselves; ``device`` what they really are.
+        begins: virtual seconds from the run's start at which they were asked.
+        positions: of the asked clients in the whole cohort.
+    """
 
     cohort: Cohort
+    device: Device
+    begins: float
     schedule: Schedule
     jobs: tuple[Job, ...]
-    positions: NDArray[np.int64]  # of the asked clients in the whole cohort
+    positions: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,42 +123,71 @@ def pricing_of(scene: Scene, progress: Progress, round_number: int) -> Pricing:
     )
 
 
-def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule) -> Asked:
+def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule, begins: float = 0.0) -> Asked:
     """A job for every client that was given an assignment. Raises ConfigError for codecs the rule refuses."""
-    rule, state, seed = scene.rule, progress.state, scene.config.seed
+    refuse_codecs(scene.rule, [entry for entry in schedule.decision.assignments if entry is not None])
     given = schedule.decision.assignments
     positions = np.array([i for i, assignment in enumerate(given) if assignment is not None], np.int64)
-    anatomy = scene.anatomy
-    ranks_of = cache(lambda assignment: site_ranks(anatomy, assignment))
+    send = sender(scene, progress.state, cohort.round)
     jobs = []
     for i in positions.tolist():
         assignment, client = given[i], int(cohort.client_ids[i])
         assert assignment is not None
-        fresh = rule.send(state, ranks_of(assignment), derive_seed(seed, "dispatch", cohort.round, client))
-        start = start_of(scene, state, assignment, fresh)
-        sent, kept = handed_out(scene, progress.client_states.get(client, {}), assignment, start)
-        jobs.append(
-            Job(
-                round=cohort.round,
-                client_id=client,
-                dispatch=0,
-                version=state.version,
-                seed=seed,
-                assignment=assignment,
-                attention=cast(Attention, str(cohort.attention[i])),
-                sent=sent,
-                num_rows=int(cohort.num_rows[i]),
-                num_steps=assignment.num_steps(int(cohort.num_rows[i])),
-                tokens=int(cohort.tokens[i]),
-                client_state=kept,
-                keeps_own_side=assignment.split and not scene.averages(cohort.round),
-                learning_rate_scale=scene.learning_rate_scale(cohort.round),
-                observables=scene.policy.observables,
-            )
-        )
-    refuse_codecs(rule, [job.assignment for job in jobs])
-    received = tuple(sent_down(anatomy, job) for job in jobs)
-    return Asked(cohort=cohort.take(positions), schedule=schedule, jobs=received, positions=positions)
+        kept = progress.client_states.get(client, {})
+        jobs.append(job_for(scene, cohort.take(np.array([i])), assignment, send(assignment, client), kept))
+    received = tuple(sent_down(scene.anatomy, job) for job in jobs)
+    asked = cohort.take(positions)
+    return Asked(
+        cohort=asked,
+        device=scene.actual.device(asked.device, asked.client_ids, asked.round, begins),
+        begins=begins,
+        schedule=schedule,
+        jobs=received,
+        positions=positions,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a client is sent: of which version of the state, and what."""
+
+    version: int
+    adapter: Adapter
+
+
+def sender(scene: Scene, state: GlobalState, round_number: int) -> Callable[[Assignment, int], Start]:
+    """Tells what a client that is asked in a round is sent of a state, by its assignment and itself."""
+    ranks_of = cache(lambda assignment: site_ranks(scene.anatomy, assignment))
+
+    def send(assignment: Assignment, client: int) -> Start:
+        seed = derive_seed(scene.config.seed, "dispatch", round_number, client)
+        fresh = scene.rule.send(state, ranks_of(assignment), seed)
+        return Start(version=state.version, adapter=start_of(scene, state, assignment, fresh))
+
+    return send
+
+
+def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, kept: ClientState) -> Job:
+    """What one client, a cohort of its own, is told to do; ``kept`` is what it kept of earlier rounds."""
+    sent, kept = handed_out(scene, kept, assignment, start.adapter)
+    rows = int(alone.num_rows[0])
+    return Job(
+        round=alone.round,
+        client_id=int(alone.client_ids[0]),
+        dispatch=0,
+        version=start.version,
+        seed=scene.config.seed,
+        assignment=assignment,
+        attention=cast(Attention, str(alone.attention[0])),
+        sent=sent,
+        num_rows=rows,
+        num_steps=assignment.num_steps(rows),
+        tokens=int(alone.tokens[0]),
+        client_state=kept,
+        keeps_own_side=assignment.split and not scene.averages(alone.round),
+        learning_rate_scale=scene.learning_rate_scale(alone.round),
+        observables=scene.policy.observables,
+    )
 
 
 def work_key(job: Job) -> str:
@@ -162,9 +199,9 @@ def work_key(job: Job) -> str:
 def audit_clients(scene: Scene, progress: Progress, asked: Asked, runtime: Runtime) -> dict[int, int]:
     """Peak bytes of the clients that ran alone under the counter; verdicts go into the progress.
 
-    A client that passes the memory it declares is ended there.
+    A client that passes the memory it has is ended there.
     """
-    memory, delta = asked.cohort.device.memory_bytes.tolist(), progress.state.base_delta
+    memory, delta = asked.device.memory_bytes.tolist(), progress.state.base_delta
     due = _due_audits(scene, progress, asked)
     orders = [AuditJob(job=asked.jobs[i], base_delta=delta, limit_bytes=memory[i]) for i in due]
     measured: dict[int, int] = {}
@@ -185,7 +222,7 @@ def _due_audits(scene: Scene, progress: Progress, asked: Asked) -> list[int]:
 
     The one with most memory stands for all that do the same: if it does not fit there, it fits nobody.
     """
-    section, memory = scene.config.audit, asked.cohort.device.memory_bytes.tolist()
+    section, memory = scene.config.audit, asked.device.memory_bytes.tolist()
     keys = [work_key(job) for job in asked.jobs]
     richest: dict[str, int] = {}
     for i, key in enumerate(keys):
@@ -200,45 +237,52 @@ def _due_audits(scene: Scene, progress: Progress, asked: Asked) -> list[int]:
     return due
 
 
-def close(scene: Scene, progress: Progress, asked: Asked) -> ClosedRound:
-    """The round on the virtual clock: who arrives, who is late, dropped or out of memory."""
-    cohort, terms, at = asked.cohort, asked.schedule.terms, asked.positions
+def outing_of(progress: Progress, asked: Asked) -> Outing:
+    """What the asked clients set out to do, and what audits of such work have shown so far."""
     verdicts = [progress.audited.get(work_key(job), _UNKNOWN) for job in asked.jobs]
-    held = np.array([verdict.peak_bytes for verdict in verdicts], np.int64)
-    trips = Trips(
-        client_ids=cohort.client_ids,
-        device=cohort.device,
-        fits=np.maximum(held, terms.peak_bytes[at]) <= cohort.device.memory_bytes,
-        compute_seconds=terms.compute_seconds[at],
-        up_bytes=terms.up_bytes[at],
-        down_bytes=terms.down_bytes[at],
-        provision_bytes=terms.provision_bytes[at],
-        riders=None if scene.server is None else terms.riders.take(at),
-        server=scene.server,
+    return Outing(
+        cohort=asked.cohort,
+        device=asked.device,
+        begins=asked.begins,
+        given=[job.assignment for job in asked.jobs],
+        terms=asked.schedule.terms.take(asked.positions),
+        num_steps=np.array([job.num_steps for job in asked.jobs], np.int64),
+        peak_bytes=np.array([verdict.peak_bytes for verdict in verdicts], np.int64),
     )
-    leaves = None
-    if scene.config.dropouts:
-        availability = scene.fleet.availability(cohort.client_ids)
-        leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
-    closed = close_round(trips, scene.pace, leaves)
-    for job, received, storage in zip(asked.jobs, closed.received, cohort.device.storage_bytes, strict=True):
-        if received:
-            shape = WorkShape(rows=job.assignment.batch_size, tokens=job.tokens, attention=job.attention)
-            held_bytes = scene.footprint(job.assignment, shape).held_bytes
-            progress.holdings.receive(
-                np.array([job.client_id]), held_bytes, job.assignment.dtype, np.array([storage])
-            )
-    return closed
 
 
-def train(scene: Scene, progress: Progress, asked: Asked, closed: ClosedRound, runtime: Runtime) -> Trained:
-    """Train those whose updates count, and sum the updates as they come, in the order of packs and clients.
+def cut_short(scene: Scene, progress: Progress, asked: Asked) -> Asked:
+    """The same with as many steps of each as the deadline allows, where the pace takes partial work."""
+    steps = within_deadline(scene, outing_of(progress, asked)).num_steps.tolist()
+    jobs = (replace(job, num_steps=count) for job, count in zip(asked.jobs, steps, strict=True))
+    return replace(asked, jobs=tuple(jobs))
+
+
+def close(scene: Scene, progress: Progress, asked: Asked, pace: Pace | None = None) -> ClosedRound:
+    """The round on the virtual clock: who arrives, is late, dropped or out of memory; at the run's pace."""
+    return close_on_clock(scene, progress.holdings, outing_of(progress, asked), pace)
+
+
+def counted(asked: Asked, closed: ClosedRound) -> list[Job]:
+    """The jobs of those whose updates count."""
+    return [job for job, outcome in zip(asked.jobs, closed.outcomes, strict=True) if outcome == "ok"]
+
+
+def train(
+    scene: Scene, state: GlobalState, jobs: Sequence[Job], runtime: Runtime, add: Add | None = None
+) -> Trained:
+    """Train these, and sum the updates as they come, in the order of packs and clients.
+
+    Args:
+        scene: of the run.
+        state: that the sum starts from.
+        jobs: of clients whose updates count.
+        runtime: where they run.
+        add: an update to the sum; if absent with the weight of its client.
 
     Raises:
-        TrainingError: every client of the round failed.
+        TrainingError: every client failed.
     """
-    state = progress.state
-    jobs = [job for job, outcome in zip(asked.jobs, closed.outcomes, strict=True) if outcome == "ok"]
     accumulator = scene.rule.start(state)
     updates: dict[int, Update] = {}
     up_bytes: dict[int, int] = {}
@@ -252,11 +296,14 @@ def train(scene: Scene, progress: Progress, asked: Asked, closed: ClosedRound, r
             boundary[job.client_id] = crossed
         if update.delta is not None:
             up_bytes[job.client_id] = wire_bytes(update.tensors())
-            accumulator.add(update.delta, base_of(scene.anatomy, job), _weight(scene, job))
+            if add is None:
+                accumulator.add(update.delta, base_of(scene.anatomy, job), weight_of(scene, job))
+            else:
+                add(accumulator, job, update.delta)
     if updates and not up_bytes:
         first, rate = next(iter(updates.values())), scene.config.training.learning_rate
         raise TrainingError(
-            f"All {len(jobs)} clients of round {asked.cohort.round} failed, the first because "
+            f"All {len(jobs)} clients of round {jobs[0].round} failed, the first because "
             f"{first.message}. Lower training.learning_rate (now {rate:g}), or look at its rows."
         )
     return Trained(
@@ -293,71 +340,10 @@ def _trained(
 
 def drift_of(scene: Scene, progress: Progress, asked: Asked) -> float:
     """What a round without training would have changed; 0.0 for a rule that keeps law L1."""
-    cohort = [(averaged_ranks(scene, job), _weight(scene, job)) for job in asked.jobs]
+    cohort = [(averaged_ranks(scene, job), weight_of(scene, job)) for job in asked.jobs]
     return drift(scene.rule, progress.state, cohort)
 
 
-def records_of(
-    scene: Scene, asked: Asked, closed: ClosedRound, trained: Trained, measured: Mapping[int, int]
-) -> list[ClientRecord]:
-    """One row per asked client."""
-    rows = []
-    terms = asked.schedule.terms
-    broadcast = cache(lambda assignment: broadcast_bytes(scene.anatomy, trained.base_delta, assignment))
-    for i, job in enumerate(asked.jobs):
-        client, at = job.client_id, int(asked.positions[i])
-        update = trained.updates.get(client)
-        failed = update is not None and client not in trained.up_bytes
-        sent_bytes = job.sent_bytes + broadcast(job.assignment)
-        timed = closed.boundary_up_bytes, closed.boundary_down_bytes, closed.num_messages
-        crossed = trained.boundary.get(client) or tuple(int(column[i]) for column in timed)
-        outcome: Outcome = "dropped" if client in trained.vanished else closed.outcomes[i]
-        rows.append(
-            ClientRecord(
-                round=job.round,
-                client_id=client,
-                device_class=str(asked.cohort.device_class[i]),
-                assignment=job.assignment.to_json(),
-                memory_bytes=int(asked.cohort.device.memory_bytes[i]),
-                predicted_peak_bytes=int(terms.peak_bytes[at]),
-                measured_peak_bytes=measured.get(client),
-                predicted_up_bytes=int(terms.up_bytes[at]),
-                predicted_down_bytes=int(terms.down_bytes[at]),
-                up_bytes=trained.up_bytes.get(client, int(closed.up_bytes[i])),
-                down_bytes=sent_bytes if closed.received[i] else int(closed.down_bytes[i]),
-                provision_bytes=int(closed.provision_bytes[i]),
-                num_rows=job.num_rows,
-                num_steps=job.num_steps,
-                virtual_seconds=float(closed.client_seconds[i]),
-                wall_seconds=None if update is None else update.wall_seconds,
-                joules=float(closed.joules[i]),
-                outcome="failed" if failed else outcome,
-                cut=job.assignment.cut if job.assignment.split else None,
-                waiting_seconds=float(closed.waiting_seconds[i]),
-                boundary_up_bytes=crossed[0],
-                boundary_down_bytes=crossed[1],
-                num_messages=crossed[2],
-                predicted_boundary_up_bytes=int(terms.boundary_up_bytes[at]),
-                predicted_boundary_down_bytes=int(terms.boundary_down_bytes[at]),
-                loss=None if update is None or failed else update.loss,
-                attempts=trained.attempts.get(client, 0),
-                message=_message(update, closed.outcomes[i], measured.get(client)),
-                statistics=_statistics(update),
-            )
-        )
-    return rows
-
-
-def _message(update: Update | None, outcome: Outcome, held_bytes: int | None) -> str:
-    if outcome == "oom" and held_bytes is not None:
-        return f"its audit ended it at {show_bytes(held_bytes)}, above its memory"
-    return "" if update is None else update.message
-
-
-def _statistics(update: Update | None) -> str:
-    found = {} if update is None else update.statistics
-    return statistics_to_json({name: tensor.tolist() for name, tensor in found.items()})
-
-
-def _weight(scene: Scene, job: Job) -> float:
+def weight_of(scene: Scene, job: Job) -> float:
+    """What an update counts beside others."""
     return float(job.num_rows) if scene.weighs_rows else 1.0

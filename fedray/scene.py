@@ -6,38 +6,40 @@ No weight is loaded here, so a plan is cheap; `furnish` brings the weights for a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fedray.actual import Actual, actual_of
 from fedray.aggregation.chosen import choose_rule
+from fedray.aggregation.joining import refuse_to_join
 from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_pace, agreed_tail_penalty
 from fedray.assignment import Assignment, Dtype
 from fedray.clock import draw_online
-from fedray.config.sections import Config, DataSection
+from fedray.config.sections import Config
 from fedray.cost import Footprint, Ints, WorkShape
+from fedray.crowd import fleet_of, partitions_of, rows_of
 from fedray.errors import ConfigError
-from fedray.fleet import Fleet, load_fleet
+from fedray.fleet import Fleet
 from fedray.menu import Grid, build_menu
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
 from fedray.parts import held_pieces, refuse_another_models
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
+from fedray.presence import Presence, presence_of
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
-from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
 from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.link import refuse_codecs, without_idle_codecs
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
-from fedray.training.own_weights import refuse_long_prompts, refuse_widths
-from fedray.training.partitions import HoldOut, Partitions, partition
-from fedray.training.sources import Source, load_rows
+from fedray.training.own_weights import refuse_long_prompts, refuse_parts
+from fedray.training.partitions import Partitions
 from fedray.training.task import Batch, Task, load_task
 from fedray.training.workshop import Blueprint, Stock, arrays_of
 from fedray.virtual_server import VirtualServer
@@ -53,9 +55,12 @@ class Scene:
         weighs_rows: an update weighs its client's rows; otherwise all weigh alike.
         max_length: tokens of a row at most; of every row where they are images.
         aggregation_interval: rounds from one averaging of what lies below the cuts to the next.
-        tokens: what each client's longest row is padded to, [clients].
+        num_rows: that each client trains on, [clients].
+        tokens: what its longest row is padded to, [clients].
         num_tokens: real ones of all its rows, [clients].
         server: above the clients' cuts; None where none is asked for.
+        presence: who is online when.
+        actual: what the clients' devices really are.
     """
 
     config: Config
@@ -75,10 +80,18 @@ class Scene:
     pace: Pace
     optimizer: LocalOptimizer
     max_length: int
+    num_rows: Ints
     tokens: Ints
     num_tokens: Ints
     tracer: FootprintTracer
     server: VirtualServer | None
+    presence: Presence
+    actual: Actual
+
+    @property
+    def num_clients(self) -> int:
+        """Of the fleet: ids are 0 to one less."""
+        return len(self.fleet)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -98,19 +111,26 @@ class Scene:
         """Whether what lies below the cuts is averaged after a round; after the last it always is."""
         return round_number % self.aggregation_interval == 0 or round_number == self.config.rounds.num_rounds
 
-    def view(self, round_number: int, history: Sequence[Mapping[str, object]]) -> View:
-        """What a policy may know before it selects this round's clients."""
+    def view(
+        self, round_number: int, history: Sequence[Mapping[str, object]], at_seconds: float = 0.0
+    ) -> View:
+        """What a policy may know before it selects this round's clients, at a moment of the run."""
+
+        def is_online(ids: Ints) -> NDArray[np.bool_]:
+            if self.presence.sessions is not None:
+                return self.presence.online(ids, at_seconds)
+            return draw_online(self.config.seed, round_number, ids, self.fleet.availability(ids))
+
         return View(
             round=round_number,
             seed=derive_seed(self.config.seed, "selection", round_number),
-            num_clients=self.partitions.num_clients,
+            num_clients=self.num_clients,
             clients_per_round=self.config.rounds.clients_per_round,
             menu=self.menu,
-            num_rows=self.partitions.num_rows,
+            num_rows=self.num_rows,
             cohort_of=lambda ids: self.cohort(round_number, ids),
-            is_online=lambda ids: draw_online(
-                self.config.seed, round_number, ids, self.fleet.availability(ids)
-            ),
+            is_online=is_online,
+            may_be_asked=lambda ids: self.presence.online(ids, at_seconds),
             history=history,
         )
 
@@ -127,7 +147,7 @@ class Scene:
             client_ids=client_ids,
             device_class=self.fleet.device_class(client_ids),
             device=self.fleet.device(client_ids),
-            num_rows=self.partitions.num_rows[client_ids],
+            num_rows=self.num_rows[client_ids],
             num_tokens=self.num_tokens[client_ids],
             tokens=self.tokens[client_ids],
             attention=self.fleet.attention(client_ids),
@@ -145,10 +165,16 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     Raises:
         FedrayError: one clear sentence for whatever of it is wrong; nothing is written.
     """
+    if config.fleet.num_clients is not None:
+        raise ConfigError(
+            f"fleet.num_clients: {config.fleet.num_clients} is for fedray simulate; whoever trains holds "
+            "rows, so a run's clients are those that the data are divided among. Drop it."
+        )
     task = load_task(config.task.name, config.task.options)
     chosen = _chosen(config, policy)
     pace = agreed_pace(config, chosen)
     aggregation = choose_rule(config, chosen.aggregation)
+    refuse_to_join(pace, aggregation.rule)
     model_config = load_config(config.model.name)
     anatomies = {
         dtype: dissect(empty_backbone(model_config, task.head, dtype)) for dtype in config.menu.dtypes
@@ -158,20 +184,20 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     max_length = longest_row(anatomy, config.data.max_length)
     menu = _menu(config, anatomy, train_a=aggregation.trains_a)
     refuse_codecs(aggregation.rule, menu)
-    refuse_widths(aggregation.rule, anatomy, menu)
+    refuse_parts(aggregation.rule, anatomy, menu)
     refuse_long_prompts(anatomy, menu, max_length)
     if task.head == "causal_lm" and config.menu.head_only:
         raise ConfigError(
             f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
             "causal LM keeps the model's own; drop it or choose a classification task."
         )
-    rows = _rows(config)
+    rows = rows_of(config)
     num_labels = task.labels(list(rows))
     encoded = encode(task, rows, processor, max_length)
-    partitions = _partitions(config, rows, None)
-    fleet = _fleet(config, partitions.num_clients)
+    partitions = partitions_of(config, rows, None)
+    fleet = fleet_of(config, partitions.num_clients)
     if config.fleet.size_follows_memory:
-        partitions = _partitions(config, rows, fleet)
+        partitions = partitions_of(config, rows, fleet)
     optimizer = _optimizer(config, agreed_tail_penalty(config, chosen))
     subject = TraceSubject(
         anatomies=anatomies,
@@ -202,9 +228,12 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         pace=pace,
         optimizer=optimizer,
         max_length=max_length,
+        num_rows=partitions.num_rows,
         tokens=_tokens(encoded, partitions, max_length),
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
         server=_server(config, anatomies),
+        presence=presence_of(config, fleet, partitions.num_clients),
+        actual=actual_of(config, partitions.num_clients),
         tracer=FootprintTracer(subject, cache_dir),
     )
 
@@ -301,6 +330,7 @@ def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignmen
             width_axes=menu.width_axes,
             recompute=menu.recompute,
             dtypes=menu.dtypes,
+            weight_bits=tuple(None if bits == "all" else bits for bits in menu.weight_bits),
             batch_sizes=menu.per_device_train_batch_size,
             scale=menu.lora_scale,
             train_a=train_a,
@@ -315,69 +345,6 @@ def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignmen
             num_epochs=training.num_train_epochs,
             max_steps=training.max_steps,
         )
-    )
-
-
-def _rows(config: Config) -> datasets.Dataset:
-    data = config.data
-    source = Source(
-        name=data.source,
-        subset=data.subset,
-        split=data.split,
-        modules=data.modules,
-        max_rows_per_module=data.max_rows_per_module,
-        max_rows=data.max_rows,
-    )
-    return load_rows(source, seed=config.seed)
-
-
-def _partitions(config: Config, rows: datasets.Dataset, fleet: Fleet | None) -> Partitions:
-    """The clients' rows; with a fleet, larger parts for clients that rank higher in size of data."""
-    data = config.data
-    hold_out = HoldOut(
-        test_share=data.test_share,
-        validation_share=data.validation_share,
-        per_client=data.per_client,
-        unseen_clients=data.unseen_clients,
-    )
-    size_rank = None if fleet is None else fleet.data_size_rank(np.arange(len(fleet)))
-    return partition(rows, _partitioning(data), hold_out, seed=config.seed, size_rank=size_rank)
-
-
-def _partitioning(data: DataSection) -> Partitioning:
-    section = data.partitioner
-    match section.name:
-        case "iid":
-            return Iid(num_clients=data.num_clients)
-        case "dirichlet":
-            return Dirichlet(
-                num_clients=data.num_clients,
-                label_column=section.label_column,
-                alpha=section.alpha,
-                min_partition_size=section.min_partition_size,
-            )
-        case "natural_id":
-            return NaturalId(
-                column=section.column, min_rows=section.min_rows, max_clients=section.max_clients
-            )
-        case "pathological":
-            return Pathological(
-                num_clients=data.num_clients,
-                label_column=section.label_column,
-                num_classes_per_partition=section.num_classes_per_partition,
-            )
-        case _:
-            assert_never(section.name)
-
-
-def _fleet(config: Config, num_clients: int) -> Fleet:
-    section = config.fleet
-    return load_fleet(
-        section.name,
-        num_clients,
-        config.seed,
-        memory_share=section.memory_share,
-        correlation=section.correlation,
     )
 
 

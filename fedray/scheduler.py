@@ -70,6 +70,11 @@ class Terms:
     server_bytes: Ints
     riders: Riders
 
+    def take(self, index: Ints) -> "Terms":
+        """The same for the clients at ``index``."""
+        arrays = {name: getattr(self, name)[index] for name in self.__slots__ if name != "riders"}
+        return Terms(riders=self.riders.take(index), **arrays)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:

@@ -20,7 +20,7 @@ from fedray.server.settings import ServerFacts, what_stays_whole, zero_settings
 from fedray.server.shard_blueprint import ShardBlueprint
 from fedray.training.boundary import read_by_loss
 from fedray.training.job import Job
-from fedray.training.own_weights import refuse_widths, with_own_weights
+from fedray.training.own_weights import refuse_parts, with_own_weights
 from fedray.training.shares import client_share, joined, server_share, with_own_heads
 from fedray.training.train import form_packs
 from fedray.training.workshop import Blueprint
@@ -110,7 +110,7 @@ def start_of(scene: Scene, state: GlobalState, assignment: Assignment, sent: Ada
     """
     _refuse_another_a(assignment, sent)
     refuse_absent_blocks(scene.config, scene.anatomy.num_blocks, assignment)
-    refuse_widths(scene.rule, scene.anatomy, [assignment])
+    refuse_parts(scene.rule, scene.anatomy, [assignment])
     own = with_own_weights(scene.anatomy, assignment, state, with_own_heads(assignment, sent))
     if not assignment.split or scene.config.server.mode == "replica":
         return own

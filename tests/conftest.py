@@ -31,6 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedray.engine.CACHE_DIR", cache)
         patch.setattr("fedray.planning.CACHE_DIR", cache)
+        patch.setattr("fedray.simulation.CACHE_DIR", cache)
         yield folder
 
 

@@ -73,8 +73,8 @@ def mean(states: Sequence[Mapping[str, torch.Tensor]], weights, names):
 def test_three_rounds_with_two_between_averagings_are_fedavg_with_two_groups_of_tensors(cuts):
     scene, progress = begun(cuts)
     model, _ = load_backbone(scene.config.model.name, "classification")
-    clients = range(scene.partitions.num_clients)
-    rows = scene.partitions.num_rows.tolist()
+    clients = range(scene.num_clients)
+    rows = scene.num_rows.tolist()
     everywhere = progress.state.adapter.tensors()
     below = {name for name in everywhere if name.startswith(BELOW)}
     above = everywhere.keys() - below

@@ -122,7 +122,7 @@ def test_a_name_that_fedray_does_not_have_is_refused_by_naming_those_it_has():
 
 def test_python_offers_what_the_command_line_does():
     ran = fresh_python("import fedray; print([callable(getattr(fedray, n)) for n in fedray.__all__])")
-    assert ran.stdout.count("True") == 9, ran.stderr
+    assert ran.stdout.count("True") == 10, ran.stderr
 
 
 def test_a_process_ends_with_the_exit_code():

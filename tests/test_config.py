@@ -311,6 +311,8 @@ NO_EFFECT = [
     ({"menu": {"ranks": [4], "tunings": ["full"]}}, "menu.ranks"),
     ({"server": {"num_shards": 2}}, "server.num_shards"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
+    ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
+    ({"menu": {"prompt_tokens": [4]}}, "menu.prompt_tokens"),
     ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),
     ({"menu": {"tails": [1]}}, "menu.tails"),
     ({"menu": {"cuts": [1]}, "server": {"interconnect_bps": 1e9}}, "server.interconnect_bps"),
@@ -321,6 +323,10 @@ NO_EFFECT = [
     ({"data": {"split": "train"}}, "data.split"),
     ({"data": {"source": "banking77", "modules": ["email"]}}, "data.modules"),
     ({"data": {"num_clients": 8, "partitioner": {"name": "natural_id", "column": "c"}}}, "data.num_clients"),
+    ({"pace": {"goal": 2, "staleness": "polynomial"}}, "pace.staleness.name"),
+    ({"pace": {"goal": 2, "late": "join", "normalizer": "sum", "mixing": 0.5}}, "pace.mixing"),
+    ({"actual": {"budgets_period_seconds": 10.0}}, "actual.budgets_period_seconds"),
+    ({"availability": "diurnal", "dropouts": True}, "dropouts"),
     ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
 ]
 
@@ -361,11 +367,10 @@ def test_every_key_that_a_rule_names_exists():
         ),
         ({"data": {"unseen_clients": 2.5}}, "data.unseen_clients must be a whole number or a share below 1"),
         ({"menu": {"ranks": []}}, "menu offers nothing: menu.ranks is empty and menu.head_only is false"),
+        ({"pace": {"late": "partial"}}, "pace.late: partial cuts work short at a deadline; give pace.dead"),
+        ({"pace": {"late": "join"}}, "pace.late: join never closes a round; give pace.goal, pace.deadline"),
         ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
-        (
-            {"menu": {"ranks": [], "head_only": True, "recompute": [True]}},
-            "menu.recompute has nothing to recompute without menu.ranks",
-        ),
+        ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(tree, sentence):

@@ -49,7 +49,7 @@ def test_a_client_whose_update_is_no_number_keeps_what_it_had(tiny):
     closed = rounds.close(scene, progress, asked)
     spoilt = asked.jobs[0].sent.factors
     next(iter(spoilt.values())).a.fill_(float("nan"))
-    trained = rounds.train(scene, progress, asked, closed, runtime)
+    trained = rounds.train(scene, progress.state, rounds.counted(asked, closed), runtime)
     runtime.close()
     assert trained.updates[asked.jobs[0].client_id].message
     assert trained.client_states.keys() == {job.client_id for job in asked.jobs[1:]}

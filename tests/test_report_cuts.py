@@ -103,3 +103,17 @@ def test_a_run_in_which_no_rider_ended_ok_has_no_verdict(tmp_path):
     clients = [dataclasses.replace(r, outcome="late") for r in read_run(folder).clients]
     leave(folder, [round_record(1, clients, 0.5)], clients, [])
     assert "No client-round with a cut ended ok" in Page(write_report(folder).read_text()).text
+
+
+def test_where_rounds_overlapped_the_page_says_how_far_behind_updates_were(tmp_path):
+    folder = tiny_run(tmp_path / "run")
+    assert "Rounds overlapped" not in Page(write_report(folder).read_text()).text
+    behind = [0, 3, 1]
+    clients = [
+        dataclasses.replace(r, staleness=behind[i % 3], outcome="ok")
+        for i, r in enumerate(read_run(folder).clients)
+    ]
+    leave(folder, [round_record(1, clients, 0.5)], clients, [])
+    used = [behind[i % 3] for i in range(len(clients))]
+    said = f"was {sum(used) / len(used):.1f} versions on from what its client had been sent on average, and"
+    assert f"{said} {max(used)} at most" in Page(write_report(folder).read_text()).text

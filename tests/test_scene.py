@@ -39,7 +39,7 @@ def test_larger_devices_hold_more_rows_if_asked(tiny, tmp_path):
     ranks = [0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6]
     fleet = save_fleet(tmp_path / "fleet.csv", data_size_rank=ranks)
     scene, _ = begun(merged(tiny, {"fleet": {"name": fleet, "size_follows_memory": True}}))
-    sizes = scene.partitions.num_rows[np.argsort(ranks)]
+    sizes = scene.num_rows[np.argsort(ranks)]
     assert sizes.tolist() == sorted(sizes.tolist())
     assert sizes[0] < sizes[-1]
 

@@ -131,7 +131,8 @@ def begun(config: Mapping[str, Any]) -> tuple[Scene, Progress]:
     """A run before its first round, without a folder."""
     scene = set_scene(load_config(config), engine.CACHE_DIR)
     adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, scene.config.seed)
-    holdings = Holdings(scene.partitions.num_clients)
+    preinstalled = scene.config.provision == "preinstalled"
+    holdings = Holdings(scene.num_clients, preinstalled=preinstalled)
     return scene, Progress(state=GlobalState(adapter=adapter), holdings=holdings)
 
 

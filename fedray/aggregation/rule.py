@@ -129,7 +129,7 @@ def drift(rule: Aggregation, state: GlobalState, cohort: Sequence[tuple[Mapping[
     accumulator = rule.start(state)
     for ranks, weight in cohort:
         sent = rule.send(state, ranks, 0)
-        accumulator.add(_nothing(sent), sent, weight)
+        accumulator.add(untrained(sent), sent, weight)
     return relative_change(state, accumulator.finish())
 
 
@@ -150,7 +150,8 @@ def _whole(state: GlobalState, site: str) -> LowRank:
     return stacked(parts)
 
 
-def _nothing(sent: Adapter) -> Adapter:
+def untrained(sent: Adapter) -> Adapter:
+    """The update of a client that changed nothing of what it was sent."""
     factors = {
         site: replace(f, a=torch.zeros_like(f.a), b=torch.zeros_like(f.b)) for site, f in sent.factors.items()
     }

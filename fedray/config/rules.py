@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedray.config.sections import Config, NaturalId
+from fedray.config.time_sections import DeclaredShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,11 @@ IDLE = (
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",
     ),
     Idle(
+        keys=("menu.weight_bits",),
+        when=lambda c: not _has_lora(c) and not c.menu.head_only,
+        because="where nothing stays frozen beside what LoRA or a head trains; drop it or give ranks",
+    ),
+    Idle(
         keys=("menu.width_axes",),
         when=lambda c: c.menu.widths == (1.0,),
         because="without menu.widths below 1; drop it or give widths",
@@ -146,6 +152,31 @@ IDLE = (
         when=lambda c: isinstance(c.data.partitioner, NaturalId),
         because="with the natural_id partitioner, whose column says who the clients are; "
         "drop it or give data.partitioner.max_clients",
+    ),
+    Idle(
+        keys=(
+            "pace.staleness",
+            "pace.mixing",
+            "pace.normalizer",
+            "pace.max_staleness",
+        ),
+        when=lambda c: c.pace.late != "join",
+        because="without pace.late: join, where no round overlaps another; drop it or set pace.late: join",
+    ),
+    Idle(
+        keys=("pace.mixing",),
+        when=lambda c: c.pace.late == "join" and c.pace.normalizer == "sum",
+        because="with pace.normalizer: sum, which it would be divided by; drop it or set normalizer: goal",
+    ),
+    Idle(
+        keys=("actual.budgets_period_seconds",),
+        when=lambda c: c.actual.budgets is None,
+        because="without actual.budgets; drop it or give them",
+    ),
+    Idle(
+        keys=("dropouts",),
+        when=lambda c: not isinstance(c.availability, DeclaredShare),
+        because="with availability: trace or diurnal, where who goes offline drops out; drop it",
     ),
     Idle(
         keys=("aggregation.options",),
@@ -205,8 +236,17 @@ def _unseen(config: Config) -> str | None:
 
 
 def _trained_clients(config: Config) -> str | None:
-    data, asked = config.data, config.rounds.clients_per_round
-    if isinstance(data.partitioner, NaturalId) or data.unseen_clients != int(data.unseen_clients):
+    data, asked, devices = config.data, config.rounds.clients_per_round, config.fleet.num_clients
+    if devices is not None and asked > devices:
+        return (
+            f"rounds.clients_per_round asks for {asked} clients, and fleet.num_clients is {devices}; "
+            "ask for fewer or give more."
+        )
+    if (
+        devices is not None
+        or isinstance(data.partitioner, NaturalId)
+        or data.unseen_clients != int(data.unseen_clients)
+    ):
         return None
     training = data.num_clients - int(data.unseen_clients)
     if asked <= training:
@@ -258,9 +298,18 @@ def _tails(config: Config) -> str | None:
     )
 
 
+def _joining(config: Config) -> str | None:
+    pace = config.pace
+    if pace.late == "partial" and pace.deadline_seconds is None:
+        return "pace.late: partial cuts work short at a deadline; give pace.deadline_seconds."
+    if pace.late != "join" or pace.goal is not None or pace.deadline_seconds is not None:
+        return None
+    return "pace.late: join never closes a round; give pace.goal, pace.deadline_seconds or both."
+
+
 def _pace(config: Config) -> str | None:
     goal, asked = config.pace.goal, config.rounds.clients_per_round
-    if goal is None or goal <= asked:
+    if goal is None or goal <= asked or config.pace.late == "join":
         return None
     return (
         f"pace.goal waits for {goal} updates, and rounds.clients_per_round asks {asked} clients only; "
@@ -296,6 +345,7 @@ _CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _proximal,
     _tails,
     _pace,
+    _joining,
     _actors,
     _whole_models,
 )

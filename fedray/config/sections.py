@@ -25,6 +25,7 @@ from fedray.config.kinds import (
     Share,
     Tunings,
 )
+from fedray.config.time_sections import ActualSection, Availability, DeclaredShare, PaceSection
 from fedray.width import Axis
 
 
@@ -116,6 +117,11 @@ class FleetSection(Section):
     correlation: Share | None = Field(
         None, description="How far memory, compute and links go together, 0 to 1; the mix's own if absent."
     )
+    num_clients: Count | None = Field(
+        None,
+        description="Devices of a simulation, each with as many rows as one of the data's clients, drawn by "
+        "the seed; one for each of these if absent.",
+    )
     size_follows_memory: bool = Field(False, description="Clients with more memory hold more rows.")
 
 
@@ -139,6 +145,9 @@ class MenuSection(Section):
     )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
+    weight_bits: AtLeastOne[Literal["all", 8, 4]] = Field(
+        ("all",), description="Of the frozen linears of a client's blocks: rounded to 8 or 4, or all of them."
+    )
     per_device_train_batch_size: AtLeastOne[Count] = Field((8,), description="Rows in one local step.")
     target_modules: AtLeastOne[str] | None = Field(
         None, description="Adapted linears by the last part of their name; the family's usual if absent."
@@ -248,7 +257,9 @@ class RoundsSection(Section):
     """How many rounds, with how many clients."""
 
     num_rounds: Count = Field(10, description="Rounds of the run.")
-    clients_per_round: Count = Field(8, description="Clients asked in a round.")
+    clients_per_round: Count = Field(
+        8, description="Clients asked in a round; at work at once where rounds overlap."
+    )
     eval_rounds: Count = Field(1, description="Rounds between two evaluations; the last is always evaluated.")
 
 
@@ -317,15 +328,6 @@ class AggregationSection(Section):
     )
 
 
-class PaceSection(Section):
-    """When a round closes."""
-
-    goal: Count | None = Field(None, description="Updates a round waits for; all that were asked if absent.")
-    deadline_seconds: Positive | None = Field(
-        None, description="Virtual seconds after which a round closes; it waits for everybody if absent."
-    )
-
-
 class PacksSection(Section):
     """How clients share a forward pass. Part of what a run computes, on Ray or not."""
 
@@ -376,6 +378,10 @@ class Config(Section):
         default_factory=AggregationSection, description="How updates become one state."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
+    actual: ActualSection = Field(
+        default_factory=ActualSection, description="What devices really are, beside what they declare."
+    )
+    availability: Availability = Field(default_factory=DeclaredShare, description="Who is online when.")
     dropouts: bool = Field(False, description="Clients drop out of rounds as their profiles declare.")
     provision: Literal["first_contact", "preinstalled"] = Field(
         "first_contact", description="Frozen weights reach a client when first needed, or lie there already."

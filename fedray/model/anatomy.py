@@ -161,7 +161,7 @@ class Anatomy:
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:
-    """Take a model apart, and switch its own dropout off.
+    """Take a model apart, switch its own dropout off, and fuse what its family can.
 
     Raises:
         ModelError: for an unknown family, or a head its family does not have.
@@ -172,6 +172,8 @@ def dissect(model: PreTrainedModel) -> Anatomy:
         raise ModelError(refused_head(model.config.model_type, head_kind, family))
     model.train(False)
     backbone = model.base_model
+    if family.fuse is not None:
+        family.fuse(backbone)
     blocks = backbone.get_submodule(family.blocks)
     if not isinstance(blocks, nn.ModuleList):
         raise ModelError(f"{type(backbone).__name__}.{family.blocks} is no list of blocks.")

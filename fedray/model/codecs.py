@@ -188,12 +188,12 @@ def _quantise(x: Tensor, kind: Quantised, seed: int) -> dict[str, Tensor]:
     # An entry that is not finite has made the scale inf or NaN: finite entries are 0 steps of it or NaN,
     # and zero times either is NaN. No NaN is cast to an integer, since that is anything.
     whole = whole.nan_to_num(0.0).to(torch.int8)
-    return {"values": whole if kind.bits == 8 else _two_a_byte(whole), "scale": scale}
+    return {"values": whole if kind.bits == 8 else two_a_byte(whole), "scale": scale}
 
 
 def _dequantise(coded: Coded, kind: Quantised) -> Tensor:
     values, scale = coded.tensors["values"], coded.tensors["scale"]
-    whole = values if kind.bits == 8 else _one_a_byte(values, coded.shape[1])
+    whole = values if kind.bits == 8 else one_a_byte(values, coded.shape[1])
     exact = torch.float64 if coded.dtype == torch.float64 else torch.float32
     # A scale rounded up times the largest step can overflow where the entry itself did not.
     bound = torch.finfo(coded.dtype).max
@@ -208,14 +208,14 @@ def _uniform(x: Tensor, seed: int) -> Tensor:
     return torch.rand(x.shape, generator=source, device=x.device)
 
 
-def _two_a_byte(whole: Tensor) -> Tensor:
+def two_a_byte(whole: Tensor) -> Tensor:
     """[T, D] of -7 to 7 as [T, ceil(D / 2)]: plus 8, the even place in the low half; the last may idle."""
     nibbles = torch.nn.functional.pad((whole + 8).to(torch.uint8), (0, whole.shape[1] % 2), value=8)
     return nibbles[:, 0::2] | nibbles[:, 1::2] << 4
 
 
-def _one_a_byte(packed: Tensor, width: int) -> Tensor:
-    """Undoes `_two_a_byte`."""
+def one_a_byte(packed: Tensor, width: int) -> Tensor:
+    """Undoes `two_a_byte`."""
     nibbles = torch.stack((packed & 15, packed >> 4), dim=2).flatten(1)[:, :width]
     return nibbles.to(torch.int8) - 8
 

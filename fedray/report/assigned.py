@@ -16,9 +16,28 @@ from fedray.units import show_bytes
 MAX_ASSIGNMENTS = 60
 # More device classes than this leave room for shares alone, and for an assignment in one column.
 MAX_COUNTED = 5
-_KNOBS = ("Rank", "Trained blocks", "Cut", "Re-compute", "Dtype", "Batch (rows)", "Up as", "Down as")
+_KNOBS = (
+    "Rank",
+    "Trained blocks",
+    "Blocks",
+    "Width",
+    "Cut",
+    "Re-compute",
+    "Dtype",
+    "Frozen bits",
+    "Batch (rows)",
+    "Up as",
+    "Down as",
+)
 # Columns that are left out where every assignment says the same.
-_USUAL = {"Cut": "none", "Up as": "none", "Down as": "none"}
+_USUAL = {
+    "Blocks": "all",
+    "Width": "all",
+    "Cut": "none",
+    "Frozen bits": "all",
+    "Up as": "none",
+    "Down as": "none",
+}
 
 
 def mix(givens: Sequence[Given], classes: Sequence[DeviceClass]) -> Section:
@@ -72,7 +91,19 @@ def _knobs(a: Assignment) -> tuple[str, ...]:
     total = len(a.trained) or len(a.blocks)
     trained = f"{a.num_trained_blocks} of {total}" if a.num_trained_blocks or not a.split else "0"
     recompute = "yes" if a.recompute else "no"
-    return ranks(a), trained, cut_words(a), recompute, a.dtype, str(a.batch_size), a.up_codec, a.down_codec
+    return (
+        ranks(a),
+        trained,
+        ",".join(map(str, a.blocks)) if a.is_submodel else "all",
+        "all" if a.width is None else str(a.width),
+        cut_words(a),
+        recompute,
+        a.dtype,
+        str(a.weight_bits or "all"),
+        str(a.batch_size),
+        a.up_codec,
+        a.down_codec,
+    )
 
 
 def cut_words(assignment: Assignment) -> str:

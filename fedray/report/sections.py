@@ -219,6 +219,7 @@ def outcomes(run: Run) -> Section:
         "not fit its memory. failed: training could not go on."
     )
     body += picture(outcomes_figure(run.rounds), "Clients asked in each round, by outcome.")
+    body += _staleness(run)
     found = troubles(run)
     if not found:
         return Section(
@@ -235,6 +236,17 @@ def outcomes(run: Run) -> Section:
     if len(found) > MAX_LINES:
         body += paragraph(f"{len(found) - MAX_LINES} more stand in clients.parquet.", quiet=True)
     return Section(anchor="outcomes", title="Outcomes", body=body)
+
+
+def _staleness(run: Run) -> str:
+    behind = [record.staleness for record in run.clients if record.outcome == "ok"]
+    if not any(behind):
+        return ""
+    mean, most = sum(behind) / len(behind), max(behind)
+    return paragraph(
+        f"Rounds overlapped: when an update landed, the state was {mean:.1f} versions on from what its "
+        f"client had been sent on average, and {most} at most."
+    )
 
 
 def _why(record: ClientRecord) -> str:

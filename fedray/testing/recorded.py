@@ -49,7 +49,9 @@ def recorded(
         server=pricing.server,
     )
     leaves = draw_dropouts(seed, asked.round, asked.client_ids, availability(asked.client_ids))
-    closed = close_round(trips, policy.pace or Pace(), leaves)
+    # Where the late join, every trip goes to its own end.
+    pace = Pace() if policy.pace is None or policy.pace.joins else policy.pace
+    closed = close_round(trips, pace, leaves)
     shut = _Shut(seed=seed, cohort=asked, closed=closed, terms=terms, at=at, observables=policy.observables)
     return [shut.row(k, entry) for k, entry in enumerate(entry for entry in given if entry is not None)]
 
@@ -100,6 +102,7 @@ class _Shut:
             predicted_boundary_up_bytes=int(terms.boundary_up_bytes[at]),
             predicted_boundary_down_bytes=int(terms.boundary_down_bytes[at]),
             num_messages=int(closed.num_messages[k]),
+            predicted_seconds=float(terms.virtual_seconds[at]),
         )
 
     def _statistics(self, entry: Assignment, drawn: np.random.Generator) -> dict[str, list[float]]:

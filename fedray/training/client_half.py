@@ -94,7 +94,7 @@ class ClientHalf:
         self._workshop, self._jobs, self._observer = workshop, jobs, observer
         self._assignment = a = jobs[0].assignment
         self._targets = () if a.tail else tuple(targets)
-        self._backbone = workshop.backbones[a.dtype]
+        self._backbone = workshop.backbone_of(a)
         anatomy, attention = self._backbone.anatomy, jobs[0].attention
         # A device computes its padding and an audit shows that; here only the result is the device's.
         tight = observer is None and not recompute and attention == "memory_efficient"
@@ -282,7 +282,7 @@ class PackHalves:
             place: ClientHalf(workshop, jobs, targets, clips_as_one=clips_as_one)
             for place, jobs in packs.items()
         }
-        self._backbones = {p: workshop.backbones[jobs[0].assignment.dtype] for p, jobs in packs.items()}
+        self._backbones = {p: workshop.backbone_of(jobs[0].assignment) for p, jobs in packs.items()}
         self._moved: dict[int, Mapping[str, nn.Parameter]] = {}
         for place, jobs in packs.items():
             backbone, assignment = self._backbones[place], jobs[0].assignment

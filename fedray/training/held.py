@@ -15,11 +15,18 @@ def weights(anatomy: Anatomy, assignment: Assignment) -> list[Tensor]:
 def held_bytes(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
     """Bytes of each frozen piece that a client holds for an assignment.
 
-    A part of a block is a piece of its own: who moves on to another part is sent all of that.
+    A part of a block is a piece of its own: who moves on to another part is sent all of that. So is a block
+    in few bits.
     """
     held = _frozen(anatomy, assignment).items()
     part = "" if assignment.width is None else f" ({assignment.width})"
-    return {piece + part: sum(t.numel() * t.element_size() for t in tensors) for piece, tensors in held}
+    rounded = "" if assignment.weight_bits is None else f" in {assignment.weight_bits} bits"
+    return {
+        piece + part + (rounded if piece.startswith("block.") else ""): sum(
+            t.numel() * t.element_size() for t in tensors
+        )
+        for piece, tensors in held
+    }
 
 
 def own_blocks(anatomy: Anatomy, assignment: Assignment) -> tuple[int, ...]:

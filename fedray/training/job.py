@@ -24,7 +24,7 @@ class Job:
         sent: the adapter it starts from, at its own ranks, as it has it; without its own side where it kept
             that.
         sent_bytes: that crossed to bring it its own share.
-        num_rows: of its own data; ``num_steps`` local steps on them.
+        num_rows: of its own data; ``num_steps`` local steps on them: the assignment's, or the first so many.
         tokens: what its rows are padded to at most.
         attention: the kernel it declares.
         client_state: what the client kept of the round it last took part in.

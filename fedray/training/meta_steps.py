@@ -68,8 +68,12 @@ class TraceSubject:
 
     def backbone_of(self, assignment: Assignment) -> Backbone:
         """The model that a client with this assignment has."""
+        return self.narrow.of(self.servers_backbone(assignment), assignment)
+
+    def servers_backbone(self, assignment: Assignment) -> Backbone:
+        """The model that a server has for it: the whole, in all bits."""
         targets = assignment.adapter.targets if isinstance(assignment.adapter, Lora) else ()
-        return self.narrow.of(Backbone.of(self.anatomies[assignment.dtype], [targets]), assignment)
+        return Backbone.of(self.anatomies[assignment.dtype], [targets])
 
     def anatomy_of(self, assignment: Assignment) -> Anatomy:
         """The same without sites."""
@@ -140,7 +144,7 @@ class MetaSteps:
         observer = counter if isinstance(counter, ByteCounter) else None
         if observer is not None:
             observer.hold(weights(backbone.anatomy, assignment), "weights")
-        workshop, job = self._alone(backbone, assignment, shape)
+        workshop, job = self._alone(assignment, shape)
         half = ClientHalf(
             workshop,
             [job],
@@ -158,11 +162,12 @@ class MetaSteps:
             counter.direction = "backward"
         client.back()
 
-    def _alone(self, backbone: Backbone, assignment: Assignment, shape: WorkShape) -> tuple[Workshop, Job]:
+    def _alone(self, assignment: Assignment, shape: WorkShape) -> tuple[Workshop, Job]:
         """A client on the meta device whose rows are one batch, without padding."""
         subject = self._subject
         workshop = Workshop(
-            backbones={assignment.dtype: backbone},
+            backbones={assignment.dtype: subject.servers_backbone(assignment)},
+            narrow=subject.narrow,
             task=subject.task,
             pool=_MetaRows(lengths=np.full(shape.rows, shape.tokens), meta_batch=subject.meta_batch),
             partitions=(np.arange(shape.rows),),
@@ -187,7 +192,7 @@ class MetaSteps:
         return workshop, job
 
     def _run_server(self, assignment: Assignment, shape: WorkShape, counter: Counter) -> None:
-        subject, backbone = self._subject, self._subject.backbone_of(assignment)
+        subject, backbone = self._subject, self._subject.servers_backbone(assignment)
         anatomy = backbone.anatomy
         sent = server_share(anatomy, assignment, self.adapter(assignment))
         stack = stack_of([sent], subject.optimizer, "meta")

@@ -1,9 +1,10 @@
-"""The narrower models that clients of a process have: made of the whole one when first asked for."""
+"""The smaller models that clients of a process have: made of the whole one when first asked for."""
 
 from collections import OrderedDict
 
-from fedray.assignment import Assignment, Lora
+from fedray.assignment import Assignment, Lora, WeightBits
 from fedray.model.anatomy import Anatomy
+from fedray.model.quantized import quantised
 from fedray.model.slices import narrowed
 from fedray.training.packed import Backbone
 from fedray.width import Width
@@ -15,20 +16,21 @@ class NarrowBackbones:
     def __init__(self, most: int = 4) -> None:
         """Args: most: that are kept; a window that moves would leave one behind every round."""
         self._most = most
-        self._kept: OrderedDict[tuple[int, Width], Anatomy] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, Width | None, WeightBits | None], Anatomy] = OrderedDict()
 
     def of(self, whole: Backbone, assignment: Assignment) -> Backbone:
-        """The whole model, or the part that a width leaves of it.
+        """The whole model, or the part that a width leaves of it, or either in few bits.
 
         Raises:
             ModelError: for a width that no model of the family can have.
         """
-        width = assignment.width
-        if width is None:
+        width, bits = assignment.width, assignment.weight_bits
+        if width is None and bits is None:
             return whole
-        key = id(whole.anatomy), width
+        key = id(whole.anatomy), width, bits
         if key not in self._kept:
-            self._kept[key] = narrowed(whole.anatomy, width)
+            part = narrowed(whole.anatomy, width)
+            self._kept[key] = part if bits is None else quantised(part, bits)
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)

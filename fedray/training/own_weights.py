@@ -103,8 +103,15 @@ def refuse_long_prompts(anatomy: Anatomy, assignments: Iterable[Assignment], max
             )
 
 
-def refuse_widths(rule: Aggregation, anatomy: Anatomy, assignments: Iterable[Assignment]) -> None:
+def refuse_parts(rule: Aggregation, anatomy: Anatomy, assignments: Iterable[Assignment]) -> None:
     """Raises ConfigError for a rule that parts of a model cannot go with, ModelError for parts of none."""
+    for bits in {a.weight_bits for a in assignments if a.weight_bits is not None}:
+        if rule.moves_base:
+            raise ConfigError(
+                f"aggregation {rule.name!r} keeps changes of the whole frozen weights beside them, and a "
+                f"client with {bits}-bit weights has rounded ones; choose another rule, or drop "
+                "menu.weight_bits."
+            )
     for width in {a.width for a in assignments if a.width is not None}:
         places_of(anatomy, width)
         if rule.moves_base:

@@ -4,10 +4,11 @@ Letters of shapes: R rank, I and O a linear's widths, K labels, D hidden width.
 """
 
 from collections.abc import Sequence
-from typing import assert_never, cast
+from typing import assert_never
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fedray.adapter import Adapter, Factors, auxiliary
 from fedray.assignment import Assignment, HeadOnly, Lora
@@ -94,5 +95,7 @@ def initial_adapter(anatomy: Anatomy, menu: Sequence[Assignment], num_labels: in
 
 def linear_widths(linear: nn.Module) -> tuple[int, int]:
     """Input and output width of an ``nn.Linear`` [O, I] or a ``Conv1D`` [I, O]."""
-    rows, columns = cast(nn.Parameter, linear.weight).shape
-    return (columns, rows) if isinstance(linear, nn.Linear) else (rows, columns)
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    assert isinstance(linear, Conv1D)
+    return linear.nx, linear.nf

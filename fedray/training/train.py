@@ -64,7 +64,7 @@ class Workshop:
     narrow: NarrowBackbones = field(default_factory=NarrowBackbones)
 
     def backbone_of(self, assignment: Assignment) -> Backbone:
-        """The model that a client with this assignment has: of its dtype, and as wide."""
+        """The model that a client with this assignment has: of its dtype, as wide, in its bits."""
         return self.narrow.of(self.backbones[assignment.dtype], assignment)
 
     @property
@@ -83,7 +83,8 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         a = job.assignment
         adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
-        groups[a.blocks, cut, a.dtype, a.batch_size, adapted, job.attention, _part(a)].append(job)
+        frozen = a.dtype, a.weight_bits, _part(a)
+        groups[a.blocks, cut, frozen, a.batch_size, adapted, job.attention].append(job)
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():
         alike = sorted(group, key=_likeness)
@@ -242,7 +243,8 @@ def local_batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[
         return [by_length[start : start + a.batch_size] for start in starts][
             : job.assignment.num_steps(len(own))
         ]
-    return [own[index] for index in batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)]
+    plan = batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)
+    return [own[index] for index in plan[: job.num_steps]]
 
 
 def _tokens(workshop: Workshop, batch: Rows, size: int, *, tight: bool) -> int:

@@ -80,11 +80,12 @@ class Oort:
         count = min(view.clients_per_round, view.num_clients)
         known: Known = state.get("known", {})
         tried: Ints = known["ids"] if known else np.zeros(0, np.int64)
+        able = view.may_be_asked(tried)
         share = max(self._exploration * _FALLS ** (view.round - 1), min(_LEAST_EXPLORED, self._exploration))
-        wanted = min(count - int(count * share), len(tried))
+        wanted = min(count - int(count * share), int(able.sum()))
         untried = self._untried(view, tried, count - wanted)
         # Where few are left to try, the others take their places.
-        wanted = min(count - len(untried), len(tried))
+        wanted = min(count - len(untried), int(able.sum()))
         chosen = self._tried(view, known, state.get("percentile", self._percentile), wanted)
         found = np.concatenate([chosen, untried])
         return found if len(found) else view.sample()
@@ -111,12 +112,14 @@ class Oort:
     def _tried(self, view: View, known: Known, percentile: float, wanted: int) -> Ints:
         if not wanted:
             return np.zeros(0, np.int64)
-        scores = self._scores(known, percentile, view.round)
+        able = view.may_be_asked(known["ids"])
+        scores = self._scores(known, percentile, view.round)[able]
         least = self._cutoff * np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
         good = scores >= least
         # The one with the least utility scores 0, and may be needed.
         chances = np.maximum(scores[good], np.finfo(np.float64).tiny)
-        return weighted_sample(derive_seed(view.seed, "oort tried"), known["ids"][good], chances, wanted)
+        ids = known["ids"][able][good]
+        return weighted_sample(derive_seed(view.seed, "oort tried"), ids, chances, wanted)
 
     def _scores(self, known: Known, percentile: float, round_number: int) -> Floats:
         utility = known["utility"]
@@ -135,6 +138,7 @@ class Oort:
         new = np.ones(view.num_clients, np.bool_)
         new[tried] = False
         ids = np.flatnonzero(new)
+        ids = ids[view.may_be_asked(ids)]
         if not wanted or not len(ids):
             return np.zeros(0, np.int64)
         drawn = min(self._pool * wanted, len(ids))

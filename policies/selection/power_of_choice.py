@@ -35,7 +35,8 @@ class PowerOfChoice:
                 "or lower rounds.clients_per_round."
             )
         everybody = np.arange(view.num_clients)
-        found = weighted_sample(view.seed, everybody, view.num_rows.astype(np.float64), drawn)
+        able = everybody[view.may_be_asked(everybody)]
+        found = weighted_sample(view.seed, able, view.num_rows[able].astype(np.float64), drawn)
         losses = look_up(state.get("known", {}), "loss", found, np.inf)
         return found[np.argsort(-losses, kind="stable")[:count]]
 

@@ -72,14 +72,20 @@ class Tifl:
         if not len(state["chance"]):
             return view.sample(), state  # nothing fits anybody, and the engine says so
         random = generator(view.seed, "tifl")
+        everybody = np.arange(view.num_clients)
+        able = np.where(view.may_be_asked(everybody), state["tier"], _NO_TIER)
         chance = np.where(state["credits"] > 0, state["chance"], 0.0)
         if not chance.any():
             raise PolicyError(
                 f"tifl: the {self._credits} credits of every tier that has a chance are spent in round "
                 f"{view.round}; raise credits_per_tier."
             )
-        tier = int(random.choice(len(chance), p=chance / chance.sum()))
-        members = np.flatnonzero(state["tier"] == tier)
+        # A tier that nobody can be asked of is left out, unless they all are.
+        present = np.where(np.isin(np.arange(len(chance)), able), chance, 0.0)
+        if not present.any():
+            return view.sample(), state
+        tier = int(random.choice(len(chance), p=present / present.sum()))
+        members = np.flatnonzero(able == tier)
         chosen = random.choice(members, min(view.clients_per_round, len(members)), replace=False)
         left = state["credits"].copy()
         left[tier] -= 1

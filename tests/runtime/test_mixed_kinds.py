@@ -1,4 +1,4 @@
-"""One cohort of all that clients can be given: ranks, depth, a cut, a narrower model, sent coded or plain."""
+"""One cohort of all clients can be given: ranks, depth, a cut, narrower, in few bits, sent coded or plain."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,22 +19,26 @@ MENU = {
     "widths": [1.0, 0.5],
     "width_axes": ["ffn"],
     "up_codecs": ["none", "int8"],
+    "weight_bits": ["all", 8],
 }
-# A client of each kind, by what its entry is like; the seventh has a submodel, which no menu lists.
+# A client of each kind, by what its entry is like; the eighth has a submodel, which no menu lists.
 KINDS = [
-    lambda e: not e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (2, 2, 2, 2) and plain(e),
-    lambda e: not e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (0, 0, 0, 4) and plain(e),
+    lambda e: whole_lora(e, 2, 2, 2, 2) and plain(e),
+    lambda e: whole_lora(e, 0, 0, 0, 4) and plain(e),
     lambda e: e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (4, 4, 4, 4) and plain(e),
     lambda e: e.width is not None and e.adapter.stem and plain(e),
-    lambda e: (
-        not e.split and isinstance(e.adapter, Weights) and e.adapter.stem and e.width is None and plain(e)
-    ),
-    lambda e: not e.split and isinstance(e.adapter, Lora) and e.adapter.ranks == (4,) * 4 and not plain(e),
+    lambda e: isinstance(e.adapter, Weights) and e.adapter.stem and e.width is None and plain(e),
+    lambda e: whole_lora(e, 4, 4, 4, 4) and e.up_codec == "int8" and e.weight_bits is None,
+    lambda e: whole_lora(e, 4, 4, 4, 4) and e.up_codec == "none" and e.weight_bits == 8,
 ]
 
 
+def whole_lora(entry, *ranks):
+    return not entry.split and isinstance(entry.adapter, Lora) and entry.adapter.ranks == ranks
+
+
 def plain(entry):
-    return entry.up_codec == "none"
+    return entry.up_codec == "none" and entry.weight_bits is None
 
 
 class OfEveryKind:
@@ -72,14 +76,14 @@ def test_all_kinds_together_train_within_memory_and_go_on_from_a_checkpoint_as_u
     assert len({str(entry) for entry in given.values()}) == len(KINDS) + 1
     assert sum(entry.split for entry in given.values()) == 1
     assert sum(entry.width is not None for entry in given.values()) == 1
-    assert sum(entry.is_submodel for entry in given.values()) == 2
+    assert sum(entry.is_submodel for entry in given.values()) == 1
     for row in unbroken.clients:
         assert row.outcome == "ok"
         assert (row.up_bytes, row.down_bytes) == (row.predicted_up_bytes, row.predicted_down_bytes)
         if row.measured_peak_bytes is not None:
             assert row.measured_peak_bytes == pytest.approx(row.predicted_peak_bytes, rel=0.02)
             assert row.measured_peak_bytes <= row.memory_bytes
-    assert {r.client_id for r in unbroken.clients if r.measured_peak_bytes is not None} >= set(range(7))
+    assert {r.client_id for r in unbroken.clients if r.measured_peak_bytes is not None} >= set(range(8))
     once = merged(mixed, {"rounds": {"num_rounds": 1}})
     fedray.run(once, out=tmp_path / "broken", policy=OfEveryKind())
     text = (tmp_path / "unbroken" / "config.yaml").read_text()

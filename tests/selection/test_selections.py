@@ -58,6 +58,22 @@ def told(name, records, state=None, options=None):
     return load_selection(name, options).observe(records, state or {})
 
 
+# What all of them must do.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_is_chosen_who_may_not_be_asked(name):
+    # By a trace these are online alone, or where rounds overlap the others are at work.
+    view = replace(view_of(clients_of(num_rows=[8] * 20), count=4), may_be_asked=lambda ids: ids % 3 == 0)
+    ids, state = asked(name, view)
+    assert len(ids) == 4 or name == "tifl"
+    assert all(client % 3 == 0 for client in ids)
+    state = load_selection(name, NAMES[name]).observe([record(k) for k in range(12)], state)
+    again, _ = asked(name, replace(view, round=2, seed=5), state)
+    assert again
+    assert all(client % 3 == 0 for client in again)
+
+
 # What they are made of.
 
 

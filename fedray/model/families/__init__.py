@@ -74,6 +74,7 @@ class Family:
         free_heads: whether heads may together be wider or narrower than the hidden states.
         inputs: what goes into the stem.
         class_token: its first token stands for the whole row, and a classifier reads that one alone.
+        fuse: makes modules of a backbone faster in their places.
     """
 
     model_types: tuple[str, ...]
@@ -96,6 +97,7 @@ class Family:
     free_heads: bool = False
     inputs: Inputs = "input_ids"
     class_token: bool = False
+    fuse: Callable[[nn.Module], None] | None = None
 
 
 @cache

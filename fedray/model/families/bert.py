@@ -1,6 +1,6 @@
 """BERT, RoBERTa and MiniLM: encoders that look both ways; classification only."""
 
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,18 +13,15 @@ def _max_tokens(config: Any) -> int | None:
     if config.is_decoder:
         raise ModelError(f"{config.model_type!r} with is_decoder = true is no encoder; set it to false.")
     # RoBERTa numbers its positions from pad_token_id + 1.
-    skipped = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    return int(config.max_position_embeddings - skipped)
+    return int(config.max_position_embeddings - (config.pad_token_id + 1) * (config.model_type == "roberta"))
 
 
 def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
-    hidden: Tensor = backbone.get_submodule("embeddings")(input_ids=input_ids)
-    return hidden
+    return cast(Tensor, backbone.get_submodule("embeddings")(input_ids=input_ids))
 
 
 def _place(backbone: nn.Module, words: Tensor) -> Tensor:
-    hidden: Tensor = backbone.get_submodule("embeddings")(inputs_embeds=words)
-    return hidden
+    return cast(Tensor, backbone.get_submodule("embeddings")(inputs_embeds=words))
 
 
 def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
@@ -32,21 +29,20 @@ def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Con
 
 
 def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
-    out: Tensor = block(hidden, context.mask)
-    return out
+    return cast(Tensor, block(hidden, context.mask))
 
 
 def _head(
     model: PreTrainedModel, backbone: nn.Module, head: Head, hidden: Tensor, context: Context
 ) -> Tensor:
-    out = hidden
     match head:
         case "backbone":
-            pass
+            out = hidden
         case "classification":
-            if model.config.model_type == "bert":  # RoBERTa's classifier pools by itself
-                out = backbone.get_submodule("pooler")(hidden)
-            out = model.get_submodule("classifier")(out)
+            bert = model.config.model_type == "bert"  # RoBERTa's classifier pools by itself
+            out = model.get_submodule("classifier")(
+                backbone.get_submodule("pooler")(hidden) if bert else hidden
+            )
         case "causal_lm":
             raise ModelError(f"A {model.config.model_type!r} model has no causal language model head.")
         case _:

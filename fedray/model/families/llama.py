@@ -9,21 +9,17 @@ from transformers import PreTrainedModel
 
 from fedray.errors import ModelError
 from fedray.model.families import Context, Family, Head, causal_mask, decoder_head
-
-# These recompute their frequencies from the positions they meet, which the meta device does not have.
-_VALUE_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-Rotary = Callable[..., tuple[Tensor, Tensor]]
+from fedray.model.fused import fuse_decoder
 
 
 def _max_tokens(config: Any) -> int | None:
     rope = config.rope_parameters["rope_type"]
-    if rope in _VALUE_DEPENDENT_ROPE:
+    # These recompute their frequencies from the positions they meet, which the meta device does not have.
+    if rope in ("dynamic", "longrope"):
         raise ModelError(f"rope_type {rope!r} depends on a batch's values and cannot be traced; use another.")
     # Up to the window's length a sliding mask is the plain causal one, so only longer rows are refused.
-    slides = config.model_type == "mistral" or (
-        config.model_type != "llama" and "sliding_attention" in config.layer_types
-    )
+    kind = config.model_type
+    slides = kind == "mistral" or (kind != "llama" and "sliding_attention" in config.layer_types)
     return config.sliding_window if slides else None
 
 
@@ -34,7 +30,7 @@ def _embed(backbone: nn.Module, input_ids: Tensor) -> Tensor:
 def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Context:
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     # Past the module's hooks: it has no weights, and an engine in shards counts calls, which differ by shard.
-    rotary = cast(Rotary, backbone.get_submodule("rotary_emb").forward)
+    rotary = cast(Callable[..., tuple[Tensor, Tensor]], backbone.get_submodule("rotary_emb").forward)
     return Context(
         mask=causal_mask(attention_mask, hidden.dtype),
         attention_mask=attention_mask,
@@ -79,4 +75,5 @@ FAMILY = Family(
         **dict.fromkeys(("inv_freq", "original_inv_freq"), ("rotary",)),
     },
     free_heads=True,
+    fuse=fuse_decoder,
 )

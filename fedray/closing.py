@@ -1,0 +1,115 @@
+"""A round on the virtual clock: the trips of those who were given something, and what they then hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from fedray.assignment import Assignment, Attention
+from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts, steps_in_time
+from fedray.cost import Device, Ints, WorkShape
+from fedray.holdings import Holdings
+from fedray.policy import Cohort, Pace
+from fedray.price_sheet import compute_seconds_of, riders_of
+from fedray.scene import Scene
+from fedray.scheduler import Terms
+from fedray.units import show_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outing:
+    """The clients of a round that were given something; arrays and sequences are [clients].
+
+    Attributes:
+        cohort: as they declare themselves; ``device`` what they really are.
+        begins: virtual seconds from the run's start at which they are asked.
+        given: what each does; ``num_steps`` of its steps.
+        terms: the prices of it.
+        peak_bytes: as far as audits of such work have shown more than was predicted; else 0.
+    """
+
+    cohort: Cohort
+    device: Device
+    begins: float
+    given: Sequence[Assignment]
+    num_steps: Ints
+    terms: Terms
+    peak_bytes: Ints
+
+
+def trips_of(scene: Scene, outing: Outing) -> Trips:
+    """What they set out to do, at the rates and in the memory that they really have."""
+    terms, given = outing.terms, outing.given
+    seconds, riders = terms.compute_seconds, terms.riders
+    if not scene.actual.as_declared:
+        really = replace(outing.cohort, device=outing.device)
+        seconds = compute_seconds_of(given, really, scene.footprint, scene.server)
+        riders = riders_of(given, really, scene.footprint)[0]
+    # Whoever does fewer steps than its assignment says computes for as much less.
+    part = outing.num_steps < terms.num_steps
+    seconds = np.where(part, outing.num_steps * (seconds / np.maximum(terms.num_steps, 1)), seconds)
+    return Trips(
+        client_ids=outing.cohort.client_ids,
+        device=outing.device,
+        fits=np.maximum(outing.peak_bytes, terms.peak_bytes) <= outing.device.memory_bytes,
+        compute_seconds=seconds,
+        up_bytes=terms.up_bytes,
+        down_bytes=terms.down_bytes,
+        provision_bytes=terms.provision_bytes,
+        riders=None if scene.server is None else riders,
+        server=scene.server,
+    )
+
+
+def within_deadline(scene: Scene, outing: Outing) -> Outing:
+    """The same with as many steps of each as the deadline allows, where the pace takes partial work."""
+    deadline = scene.pace.deadline_seconds
+    if scene.pace.late != "partial" or deadline is None:
+        return outing
+    steps = steps_in_time(trips_of(scene, outing), outing.num_steps, deadline)
+    return replace(outing, num_steps=steps)
+
+
+def short_of_memory(has_bytes: int, declared_bytes: int) -> str:
+    """Why a client ran out of memory that has less than it declares; empty if it has not."""
+    if has_bytes >= declared_bytes:
+        return ""
+    return f"it has {show_bytes(has_bytes)} and declares {show_bytes(declared_bytes)}"
+
+
+def close_on_clock(scene: Scene, holdings: Holdings, outing: Outing, pace: Pace | None = None) -> ClosedRound:
+    """Who arrives, who is late, dropped or out of memory; whoever received everything now holds it.
+
+    Args:
+        scene: of the run.
+        holdings: of its clients, which are told what they received.
+        outing: of the round's clients.
+        pace: at which the round closes; the run's if absent.
+    """
+    cohort, leaves = outing.cohort, None
+    if scene.config.dropouts:
+        availability = scene.fleet.availability(cohort.client_ids)
+        leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
+    offline = scene.presence.until(cohort.client_ids, outing.begins) - outing.begins
+    closed = close_round(trips_of(scene, outing), pace or scene.pace, leaves, offline)
+    _receive(scene, holdings, outing, np.flatnonzero(closed.received))
+    return closed
+
+
+def _receive(scene: Scene, holdings: Holdings, outing: Outing, received: Ints) -> None:
+    """These clients hold what they were sent, those with one assignment together."""
+    cohort = outing.cohort
+    alike: dict[Assignment, list[int]] = {}
+    for place in received.tolist():
+        alike.setdefault(outing.given[place], []).append(place)
+    for assignment, places in alike.items():
+        # What must be held is the same for every shape of the work.
+        shape = WorkShape(
+            rows=assignment.batch_size,
+            tokens=int(cohort.tokens[places[0]]),
+            attention=cast(Attention, str(cohort.attention[places[0]])),
+        )
+        held_bytes = scene.footprint(assignment, shape).held_bytes
+        storage = cohort.device.storage_bytes[places]
+        holdings.receive(cohort.client_ids[places], held_bytes, assignment.dtype, storage)

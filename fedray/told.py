@@ -1,0 +1,109 @@
+"""Client records: what is known once a round has closed, and what training adds."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+from fedray.clock import ClosedRound
+from fedray.closing import short_of_memory
+from fedray.observable import statistics_to_json
+from fedray.progress import Progress
+from fedray.record import ClientRecord, Outcome
+from fedray.rounds import Asked, Trained, broadcast_bytes
+from fedray.scene import Scene
+from fedray.training.job import Update
+from fedray.units import show_bytes
+
+
+def told_by_the_clock(
+    scene: Scene, progress: Progress, asked: Asked, closed: ClosedRound, measured: Mapping[int, int]
+) -> list[ClientRecord]:
+    """One row per asked client, as if nobody trained.
+
+    Args:
+        scene: of the run.
+        progress: before the round.
+        asked: the round's clients.
+        closed: what became of them.
+        measured: peak bytes of those that were audited.
+    """
+    rows = []
+    terms, base_delta = asked.schedule.terms, progress.state.base_delta
+    broadcast = cache(lambda assignment: broadcast_bytes(scene.anatomy, base_delta, assignment))
+    for i, job in enumerate(asked.jobs):
+        client, at = job.client_id, int(asked.positions[i])
+        sent_bytes = job.sent_bytes + broadcast(job.assignment)
+        rows.append(
+            ClientRecord(
+                round=job.round,
+                client_id=client,
+                device_class=str(asked.cohort.device_class[i]),
+                assignment=job.assignment.to_json(),
+                memory_bytes=int(asked.cohort.device.memory_bytes[i]),
+                predicted_peak_bytes=int(terms.peak_bytes[at]),
+                measured_peak_bytes=measured.get(client),
+                predicted_up_bytes=int(terms.up_bytes[at]),
+                predicted_down_bytes=int(terms.down_bytes[at]),
+                up_bytes=int(closed.up_bytes[i]),
+                down_bytes=sent_bytes if closed.received[i] else int(closed.down_bytes[i]),
+                provision_bytes=int(closed.provision_bytes[i]),
+                num_rows=job.num_rows,
+                num_steps=job.num_steps,
+                virtual_seconds=float(closed.client_seconds[i]),
+                wall_seconds=None,
+                joules=float(closed.joules[i]),
+                outcome=closed.outcomes[i],
+                cut=job.assignment.cut if job.assignment.split else None,
+                waiting_seconds=float(closed.waiting_seconds[i]),
+                boundary_up_bytes=int(closed.boundary_up_bytes[i]),
+                boundary_down_bytes=int(closed.boundary_down_bytes[i]),
+                num_messages=int(closed.num_messages[i]),
+                predicted_boundary_up_bytes=int(terms.boundary_up_bytes[at]),
+                predicted_boundary_down_bytes=int(terms.boundary_down_bytes[at]),
+                loss=None,
+                attempts=0,
+                message=_why_out_of_memory(asked, i, closed.outcomes[i], measured.get(client)),
+                predicted_seconds=float(terms.virtual_seconds[at]),
+                start_seconds=asked.begins,
+            )
+        )
+    return rows
+
+
+def told_by_training(record: ClientRecord, trained: Trained) -> ClientRecord:
+    """The same row with what training came to; as it was for a client that did not train."""
+    client = record.client_id
+    if client in trained.vanished:
+        return replace(record, outcome="dropped")
+    update = trained.updates.get(client)
+    if update is None:
+        return record
+    failed = client not in trained.up_bytes
+    timed = record.boundary_up_bytes, record.boundary_down_bytes, record.num_messages
+    up, down, messages = trained.boundary.get(client) or timed
+    return replace(
+        record,
+        up_bytes=trained.up_bytes.get(client, record.up_bytes),
+        wall_seconds=update.wall_seconds,
+        outcome="failed" if failed else record.outcome,
+        boundary_up_bytes=up,
+        boundary_down_bytes=down,
+        num_messages=messages,
+        loss=None if failed else update.loss,
+        attempts=trained.attempts.get(client, 0),
+        message=update.message,
+        statistics=_statistics(update),
+    )
+
+
+def _why_out_of_memory(asked: Asked, i: int, outcome: Outcome, held_bytes: int | None) -> str:
+    has, says = int(asked.device.memory_bytes[i]), int(asked.cohort.device.memory_bytes[i])
+    if outcome != "oom":
+        return ""
+    if held_bytes is None or has < says:
+        return short_of_memory(has, says)
+    return f"its audit ended it at {show_bytes(held_bytes)}, above its memory"
+
+
+def _statistics(update: Update) -> str:
+    return statistics_to_json({name: tensor.tolist() for name, tensor in update.statistics.items()})
