@@ -6,7 +6,7 @@ a second figure, ``memory_knobs.pdf``: what rank, depth, recomputation and batch
 
     python examples/compression.py runs/compression
 
-A quarter of an hour on two cores. Run it again to go on where it was broken off.
+Ten minutes on two cores. Run it again to go on where it was broken off.
 """
 
 import csv

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedray.assignment import Attention
+from fedray.model.families import Context
 from fedray.model.layout import Layout
 from fedray.model.sites import StackedFactors
 from fedray.training.half_step import Answered
@@ -161,7 +162,8 @@ class Sweep:
         if finals:
             assert hidden is not None
             mask = torch.cat([ride.mask for ride in finals])
-            answers = anatomy.head(hidden, anatomy.context(hidden, mask))
+            # A head reads no scores: no second mask of tokens by tokens beside the blocks' own.
+            answers = anatomy.head(hidden, Context(mask=None, attention_mask=mask))
             for ride, answer in zip(finals, answers.split([len(r.hidden) for r in finals]), strict=True):
                 assert ride.batch is not None
                 logits = head_logits(answer, anatomy.read_by_classifier(ride.mask), ride.head)
@@ -170,7 +172,8 @@ class Sweep:
                 total = total + ride.losses.sum()
         elif self._ghost:
             mask = torch.ones(ghost.shape[:2], dtype=torch.int64, device=ghost.device)
-            total = total + anatomy.head(ghost, anatomy.context(ghost, mask)).float().sum() * 0
+            head = anatomy.head(ghost, Context(mask=None, attention_mask=mask))
+            total = total + head.float().sum() * 0
         return total
 
 

@@ -163,11 +163,13 @@ def test_a_step_under_a_tail_sends_four_messages_of_which_each_number_is_known()
     assert traffic.num_messages[0] == 2 * 4
 
 
-def lone_case(family: str, cut: int, tail: int, codec: str, ranks: tuple[int, ...]) -> Case:
+def lone_case(
+    family: str, cut: int, tail: int, codec: str, ranks: tuple[int, ...], tokens: int = 128
+) -> Case:
     return Case(
         family=family,
         assignment=replace(asked(family, cut, tail, codec, ranks, 1), batch_size=2),
-        shape=WorkShape(rows=2, tokens=128, attention="memory_efficient"),
+        shape=WorkShape(rows=2, tokens=tokens, attention="memory_efficient"),
         optimizer=LocalOptimizer(),
     )
 
@@ -218,3 +220,14 @@ def test_flops_and_bytes_of_a_step_on_a_real_server_are_those_traced(family: str
         # Before a step of the optimizer some of what an adapter takes is not there yet.
         assert share.activation_bytes * 0.99 < held, case
         assert held < (share.activation_bytes + share.adapter_bytes) * 1.01, case
+
+
+def test_a_real_server_holds_one_mask_of_tokens_by_tokens_however_long_the_rows() -> None:
+    # 2 rows of 512 tokens: a second one through the head would be 2 MiB beside 5.
+    case = lone_case("llama", *KNOBS[3], tokens=512)
+    workshop, _ = real(case)
+    share = FootprintTracer(subject(case, workshop), None)(case.assignment, case.shape).server
+    assert share is not None
+    counter = ByteCounter()
+    serve_a_step(case, up=counter, back=counter, recompute=False)
+    assert counter.peak - counter.peak_terms["weights"] < share.activation_bytes * 1.01
