@@ -75,6 +75,8 @@ class HetLora:
         """
         ranks = np.array([entry.max_rank for entry in offers.menu])
         depths = np.array([entry.num_trained_blocks for entry in offers.menu])
+        if not len(self._steps):  # asked without its menu
+            self._steps = np.unique(ranks[ranks > 0])
         kept = self._drawn(cohort) | dict(state.get("ranks", {}))
         own = np.array([kept[client_id] for client_id in cohort.client_ids.tolist()])
         most = (offers.cut * (depths.max() + 1) + depths) * (ranks.max() + 1) + ranks

@@ -14,6 +14,7 @@ from fedray.clock import ClosedRound
 from fedray.closing import Outing, close_on_clock, short_of_memory, within_deadline
 from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
+from fedray.observable import Observable
 from fedray.policy import State
 from fedray.progress import history_of
 from fedray.record import ClientRecord, RoundRecord
@@ -170,15 +171,23 @@ def _told(
         row = dict(seen)
         if row["outcome"] == "ok" and row["loss"] is None:
             row["loss"] = _LOSS
-            values = _values(assignment, num_blocks) if names else None
-            row["statistics"] = {
-                name: np.array([_LOSS**2]) if name == "squared_loss" else values for name in names
-            }
+            row["statistics"] = {name: _shown(name, assignment, num_blocks) for name in names}
         rows.append(row)
     return rows
 
 
-def _values(assignment: Assignment, num_blocks: int) -> np.ndarray:
+def _shown(name: Observable, assignment: Assignment, num_blocks: int) -> np.ndarray:
+    """What stands for an observable where nobody trains: losses and blocks are alike, no rank shrinks."""
+    match name:
+        case "squared_loss":
+            return np.array([_LOSS**2])
+        case "kept_rank":
+            return np.array([float(assignment.max_rank)])
+        case _:
+            return _by_block(assignment, num_blocks)
+
+
+def _by_block(assignment: Assignment, num_blocks: int) -> np.ndarray:
     """One of every block that the client trains itself; not a number of the others, as a run has it."""
     values, trained = np.full(num_blocks, np.nan), assignment.trained
     own = assignment.client_blocks(num_blocks) if assignment.split else assignment.blocks

@@ -12,9 +12,10 @@ from fedray.assignment import Assignment
 from fedray.config import load_config
 from fedray.engine import play_round, run
 from fedray.errors import ConfigError, PolicyError
+from fedray.model.anatomy import dissect
 from fedray.model.slices import places_of
 from fedray.policy_loading import load_policy
-from fedray.training.own_weights import all_trained_names, pretrained
+from fedray.training.own_weights import initial_weights
 from tiny_run import assert_same_adapter, merged, opened, played, save_fleet
 
 MENU = {
@@ -147,7 +148,7 @@ def opened_with_weights(config):
     """As the engine begins: the state has the pretrained weights of all that may be trained."""
     scene, progress, runtime = opened(config)
     model = AutoModel.from_pretrained(config["model"], add_pooling_layer=False)
-    weights = pretrained(model, all_trained_names(scene.anatomy, scene.menu))
+    weights = initial_weights(dissect(model), scene.menu, scene.config.seed)
     adapter = replace(progress.state.adapter, weights=weights)
     progress.state = replace(progress.state, adapter=adapter)
     return scene, progress, runtime

@@ -47,7 +47,7 @@ SETTINGS = {
     },
     "codecs and few bits": {
         "menu": {"weight_bits": ["all", 8], "up_codecs": ["int8"]},
-        "policy": "hetlora",
+        "policy": "everybody_smallest",
     },
 }
 
