@@ -5,7 +5,8 @@ from typing import assert_never
 import datasets
 import numpy as np
 
-from fedray.config.sections import Config, DataSection
+from fedray.config.data_sections import DataSection
+from fedray.config.sections import Config
 from fedray.fleet import Fleet, load_fleet
 from fedray.training.divisions import Dirichlet, Iid, NaturalId, Partitioning, Pathological
 from fedray.training.partitions import HoldOut, Partitions, partition

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fedray.config import Config, config_to_yaml, load_config
-from fedray.config.rules import IDLE
 from fedray.errors import ConfigError
 
 
@@ -295,86 +294,6 @@ def test_a_missing_a_binary_and_a_folder_file_are_refused(tmp_path):
     )
     assert complaint(binary) == f"{binary} is not a text file; give the path of a YAML file."
     assert complaint(tmp_path) == f"{tmp_path} cannot be read: Is a directory; give a YAML file."
-
-
-# Options without effect, and contradictions.
-
-NO_EFFECT = [
-    ({"runtime": "local", "ray": {"num_actors": 2}}, "ray.num_actors"),
-    ({"packs": {"clients_per_pack": 1}, "ray": {"num_actors": 2, "clients_per_actor": 1}}, "ray.num_actors"),
-    ({"ray": {"address": "h:1", "object_store_memory": 10}}, "ray.object_store_memory"),
-    ({"training": {"momentum": 0.9}}, "training.momentum"),
-    ({"training": {"optim": "sgd", "adam_beta2": 0.9}}, "training.adam_beta2"),
-    ({"training": {"max_steps": 2, "num_train_epochs": 1}}, "training.num_train_epochs"),
-    ({"menu": {"ranks": [], "head_only": True, "depths": [1]}}, "menu.depths"),
-    ({"menu": {"ranks": [], "head_only": True, "lora_scale": 1.0}}, "menu.lora_scale"),
-    ({"menu": {"ranks": [4], "tunings": ["full"]}}, "menu.ranks"),
-    ({"menu": {"prompt_tokens": [4]}}, "menu.prompt_tokens"),
-    ({"server": {"num_shards": 2}}, "server.num_shards"),
-    ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
-    ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
-    ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),
-    ({"menu": {"tails": [1]}}, "menu.tails"),
-    ({"menu": {"cuts": [1]}, "server": {"interconnect_bps": 1e9}}, "server.interconnect_bps"),
-    ({"menu": {"cuts": [1]}, "server": {"order": "queue", "min_riders": 2}}, "server.min_riders"),
-    ({"menu": {"cuts": [1]}, "server": {"min_riders": 2}}, "server.min_riders"),
-    ({"menu": {"cuts": [1]}, "server": {"window_seconds": 2}}, "server.window_seconds"),
-    ({"menu": {"cuts": [1]}, "server": {"deepspeed": "zero3"}}, "server.deepspeed"),
-    ({"data": {"split": "train"}}, "data.split"),
-    ({"data": {"source": "banking77", "modules": ["email"]}}, "data.modules"),
-    ({"data": {"num_clients": 8, "partitioner": {"name": "natural_id", "column": "c"}}}, "data.num_clients"),
-    ({"pace": {"goal": 2, "staleness": "polynomial"}}, "pace.staleness.name"),
-    ({"pace": {"goal": 2, "late": "join", "normalizer": "sum", "mixing": 0.5}}, "pace.mixing"),
-    ({"actual": {"budgets_period_seconds": 10.0}}, "actual.budgets_period_seconds"),
-    ({"availability": "diurnal", "dropouts": True}, "dropouts"),
-    ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
-]
-
-
-@pytest.mark.parametrize(("tree", "key"), NO_EFFECT)
-def test_an_option_that_cannot_take_effect_is_refused(tree, key):
-    assert complaint(tree).startswith(f"{key} has no effect ")
-    assert "\n" not in complaint(tree)
-
-
-def test_every_rule_about_options_without_effect_is_tried_above():
-    tried = [key for _, key in NO_EFFECT]
-    assert len(IDLE) == len(NO_EFFECT)
-    for rule, key in zip(IDLE, tried, strict=True):
-        assert any(key == k or key.startswith(f"{k}.") for k in rule.keys)
-
-
-def test_every_key_that_a_rule_names_exists():
-    known = {path for path, _ in sections()}
-    assert {key for rule in IDLE for key in rule.keys} <= known
-
-
-@pytest.mark.parametrize(
-    ("tree", "sentence"),
-    [
-        (
-            {"training": {"proximal_mu": 0.1}, "menu": {"cuts": [1]}},
-            "training.proximal_mu = 0.1 holds whole models near a round's start, and under menu.cuts",
-        ),
-        (
-            {"data": {"test_share": 0.6, "validation_share": 0.4}},
-            "data.test_share and data.validation_share leave no rows to train on: together they are 1",
-        ),
-        (
-            {"data": {"num_clients": 8, "unseen_clients": 2}, "rounds": {"clients_per_round": 7}},
-            "rounds.clients_per_round asks for 7 clients, and only 6 train "
-            "(data.num_clients 8 less data.unseen_clients 2)",
-        ),
-        ({"data": {"unseen_clients": 2.5}}, "data.unseen_clients must be a whole number or a share below 1"),
-        ({"menu": {"ranks": []}}, "menu offers nothing: menu.ranks is empty and menu.head_only is false"),
-        ({"pace": {"late": "partial"}}, "pace.late: partial cuts work short at a deadline; give pace.dead"),
-        ({"pace": {"late": "join"}}, "pace.late: join never closes a round; give pace.goal, pace.deadline"),
-        ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
-        ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),
-    ],
-)
-def test_values_that_contradict_each_other_are_refused(tree, sentence):
-    assert complaint(tree).startswith(sentence)
 
 
 def test_every_key_says_what_it_means():

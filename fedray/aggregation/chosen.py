@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from fedray.aggregation.presets import PRESETS, make_aggregation
 from fedray.aggregation.rule import Aggregation
 from fedray.aggregation.server_optimizer import ServerStepped
-from fedray.config.sections import Config, NoServerOptimizer
+from fedray.config.aggregation_sections import NoServerOptimizer
+from fedray.config.sections import Config
 from fedray.errors import ConfigError
 
 

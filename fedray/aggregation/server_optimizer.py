@@ -12,7 +12,13 @@ from torch import Tensor
 
 from fedray.adapter import WEIGHTS, Adapter, Factors, GlobalState
 from fedray.aggregation.rule import Accumulator, Aggregation
-from fedray.config.sections import ServerAdagrad, ServerAdam, ServerMomentum, ServerOptimizer, ServerYogi
+from fedray.config.aggregation_sections import (
+    ServerAdagrad,
+    ServerAdam,
+    ServerMomentum,
+    ServerOptimizer,
+    ServerYogi,
+)
 from fedray.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from fedray.adapter import Adapter, Factors, GlobalState, difference
 from fedray.aggregation.joining import Joined, join, refuse_to_join
 from fedray.aggregation.presets import make_aggregation
 from fedray.aggregation.server_optimizer import ServerStepped
-from fedray.config.sections import ServerMomentum
+from fedray.config.aggregation_sections import ServerMomentum
 from fedray.errors import ConfigError
 from fedray.policy import Pace
 from fedray.staleness import Staleness

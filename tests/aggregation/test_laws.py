@@ -11,7 +11,7 @@ from fedray.aggregation.presets import PRESETS, make_aggregation
 from fedray.aggregation.product_svd import ProductSVD
 from fedray.aggregation.rule import LAWS, Aggregation
 from fedray.aggregation.server_optimizer import ServerStepped
-from fedray.config.sections import ServerAdam, ServerMomentum
+from fedray.config.aggregation_sections import ServerAdam, ServerMomentum
 from fedray.testing import check_rule
 from fedray.testing.law_cases import law_cases
 from fedray.testing.laws import CHECKS, Trial

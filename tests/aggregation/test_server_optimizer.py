@@ -10,7 +10,7 @@ from fedray.aggregation.chosen import choose_rule
 from fedray.aggregation.presets import make_aggregation
 from fedray.aggregation.server_optimizer import ServerStepped
 from fedray.config import load_config
-from fedray.config.sections import ServerAdagrad, ServerAdam, ServerMomentum, ServerYogi
+from fedray.config.aggregation_sections import ServerAdagrad, ServerAdam, ServerMomentum, ServerYogi
 from fedray.engine import play_round
 from fedray.errors import ConfigError
 from tiny_run import assert_same_adapter, merged, opened, played

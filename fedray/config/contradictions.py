@@ -1,0 +1,132 @@
+"""Values that contradict each other, each with its sentence."""
+
+from collections.abc import Callable
+
+from fedray.config.data_sections import NaturalId
+from fedray.config.idle import trains_blocks
+from fedray.config.sections import Config
+
+
+def _shares(config: Config) -> str | None:
+    held_out = config.data.test_share + config.data.validation_share
+    if held_out < 1:
+        return None
+    return (
+        f"data.test_share and data.validation_share leave no rows to train on: together they are "
+        f"{held_out:g}, and must be below 1."
+    )
+
+
+def _unseen(config: Config) -> str | None:
+    unseen = config.data.unseen_clients
+    if unseen < 1 or unseen == int(unseen):
+        return None
+    return f"data.unseen_clients must be a whole number or a share below 1, found {unseen:g}."
+
+
+def _trained_clients(config: Config) -> str | None:
+    data, asked, devices = config.data, config.rounds.clients_per_round, config.fleet.num_clients
+    if devices is not None and asked > devices:
+        return (
+            f"rounds.clients_per_round asks for {asked} clients, and fleet.num_clients is {devices}; "
+            "ask for fewer or give more."
+        )
+    if (
+        devices is not None
+        or isinstance(data.partitioner, NaturalId)
+        or data.unseen_clients != int(data.unseen_clients)
+    ):
+        return None
+    training = data.num_clients - int(data.unseen_clients)
+    if asked <= training:
+        return None
+    return (
+        f"rounds.clients_per_round asks for {asked} clients, and only {training} train "
+        f"(data.num_clients {data.num_clients} less data.unseen_clients {int(data.unseen_clients)}); "
+        "ask for fewer or give more."
+    )
+
+
+def _menu(config: Config) -> str | None:
+    if trains_blocks(config) or config.menu.head_only:
+        return None
+    return "menu offers nothing: menu.ranks is empty and menu.head_only is false; give one of them."
+
+
+def _recompute(config: Config) -> str | None:
+    if trains_blocks(config) or config.menu.recompute == (False,):
+        return None
+    return "menu.recompute has nothing to recompute without menu.ranks; drop it or give ranks."
+
+
+def _proximal(config: Config) -> str | None:
+    mu = config.training.proximal_mu
+    if not mu or not config.menu.cuts:
+        return None
+    return (
+        f"training.proximal_mu = {mu:g} holds whole models near a round's start, and under menu.cuts a "
+        "server trains a part of them; drop one of the two."
+    )
+
+
+def _tails(config: Config) -> str | None:
+    penalty = config.training.tail_penalty
+    if not penalty or not config.menu.cuts:
+        return None
+    return (
+        f"training.tail_penalty = {penalty:g} is of clients that train whole models, and under menu.cuts a "
+        "server trains a part of them; drop one of the two."
+    )
+
+
+def _joining(config: Config) -> str | None:
+    pace = config.pace
+    if pace.late == "partial" and pace.deadline_seconds is None:
+        return "pace.late: partial cuts work short at a deadline; give pace.deadline_seconds."
+    if pace.late != "join" or pace.goal is not None or pace.deadline_seconds is not None:
+        return None
+    return "pace.late: join never closes a round; give pace.goal, pace.deadline_seconds or both."
+
+
+def _pace(config: Config) -> str | None:
+    goal, asked = config.pace.goal, config.rounds.clients_per_round
+    if goal is None or goal <= asked or config.pace.late == "join":
+        return None
+    return (
+        f"pace.goal waits for {goal} updates, and rounds.clients_per_round asks {asked} clients only; "
+        "lower the one or raise the other."
+    )
+
+
+def _actors(config: Config) -> str | None:
+    size = config.packs.clients_per_pack
+    if config.ray.clients_per_actor is None or size == 1:
+        return None
+    return (
+        f"ray.clients_per_actor: 1 lets every client train in its own actor, and packs.clients_per_pack "
+        f"trains {size} together; set packs.clients_per_pack to 1."
+    )
+
+
+def _whole_models(config: Config) -> str | None:
+    if not config.menu.cuts or config.server.evaluation == "whole" or not config.menu.whole:
+        return None
+    return (
+        "server.evaluation: sweep keeps the whole backbone out of every process, and menu.whole: true offers "
+        "clients whole models; set menu.whole: false, or server.evaluation: whole."
+    )
+
+
+CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
+    _shares,
+    _unseen,
+    _trained_clients,
+    _menu,
+    _recompute,
+    _proximal,
+    _tails,
+    _pace,
+    _joining,
+    _actors,
+    _whole_models,
+)
