@@ -124,11 +124,22 @@ class GlobalState:
 
 
 _AT = "at_"
+_EXIT = "exit_"
 
 
 def auxiliary(cut: int) -> str:
     """What the names of an auxiliary head at a cut start with, as ``"at_2.weight"``."""
     return f"{_AT}{cut}."
+
+
+def exit_head(depth: int) -> str:
+    """What the names of the head at an exit start with, as ``"exit_2.weight"``."""
+    return f"{_EXIT}{depth}."
+
+
+def is_of_an_exit(name: str) -> bool:
+    """Whether a head's tensor is of the head at an exit."""
+    return name.startswith(_EXIT)
 
 
 def is_auxiliary(name: str) -> bool:

@@ -1,8 +1,8 @@
-"""What a configuration and its policy may both say: the pace, the interval of averaging, a local rule."""
+"""What a configuration and its policy may both say: the pace, the interval of averaging, local rules."""
 
 from fedray.config.sections import Config
 from fedray.errors import ConfigError
-from fedray.policy import Pace
+from fedray.policy import LOCAL_RULES, Pace
 from fedray.policy_loading import LoadedPolicy
 from fedray.selection import SelectedBy
 from fedray.staleness import Staleness
@@ -55,18 +55,26 @@ def agreed_interval(config: Config, policy: LoadedPolicy | SelectedBy, *, trains
     return interval
 
 
-def agreed_tail_penalty(config: Config, policy: LoadedPolicy | SelectedBy) -> float:
-    """HetLoRA's lambda: the configuration's, or without cuts the policy's, or none.
+def agreed_local_rules(config: Config, policy: LoadedPolicy | SelectedBy) -> dict[str, float]:
+    """Weights of what is added to a client's loss: the configuration's, or without cuts the policy's, or 0.
 
     Raises:
         ConfigError: for a gamma where nothing has a tail.
     """
-    given = config.training.tail_penalty
-    own = 0.0 if config.menu.cuts or policy.tail_penalty is None else policy.tail_penalty
-    penalty = own if given is None else given
-    if not penalty and config.training.tail_gamma is not None and "kept_rank" not in policy.observables:
+    agreed = {}
+    for name in LOCAL_RULES:
+        given = getattr(config.training, name)
+        own = 0.0 if config.menu.cuts else policy.local_rules.get(name, 0.0)
+        agreed[name] = own if given is None else given
+    tails = agreed["tail_penalty"] or "kept_rank" in policy.observables
+    if config.training.tail_gamma is not None and not tails:
         raise ConfigError(
             f"training.tail_gamma has no effect with the policy {policy.name!r}, which asks nobody for "
             "kept_rank, and without training.tail_penalty; give the one, or drop the other."
         )
-    return penalty
+    if config.training.exit_ramp_rounds is not None and not agreed["exit_distillation"]:
+        raise ConfigError(
+            f"training.exit_ramp_rounds has no effect with the policy {policy.name!r}, which has no "
+            "exit_distillation, and without training.exit_distillation; give the one, or drop the other."
+        )
+    return agreed

@@ -12,6 +12,7 @@ from typing import Any, Literal, assert_never
 
 from fedray.codec_names import check_cut_codec, check_update_codecs
 from fedray.errors import ConfigError
+from fedray.exits import check_exits
 from fedray.trained import PARTS, Part, Prompt, Weights, check_prompt, check_weights
 from fedray.width import Width, check_width
 
@@ -77,6 +78,8 @@ class Assignment:
         max_steps: local steps, whatever the number of rows.
         width: the part of every block's width that the client holds; None is all of it.
         weight_bits: bits of the frozen linears of the client's own blocks, 8 or 4; None is the dtype's own.
+        exits: depths, in blocks, at which the client trains a head of its own, all by one loss. Where the
+            last one is the client's whole depth, its head is there and the model's last one is absent.
 
     Raises:
         ConfigError: at construction, for a value out of range or a combination not supported.
@@ -97,6 +100,7 @@ class Assignment:
     down_codec: str = "none"
     width: Width | None = None
     weight_bits: WeightBits | None = None
+    exits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_what_is_frozen(self)
@@ -105,6 +109,7 @@ class Assignment:
         if self.width is not None:
             check_width(self.width, split=self.split, up_codec=self.up_codec)
         _check_blocks(self)
+        check_exits(self.exits, self.blocks, split=self.split, narrow=self.width is not None)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, found {self.dtype!r}.")
         _check_local_work(self)
@@ -230,6 +235,8 @@ class Assignment:
         parts = [_adapter_words(self)]
         if self.is_submodel:
             parts.append(f"blocks {','.join(map(str, self.blocks))}")
+        if self.exits:
+            parts.append(f"exits {','.join(map(str, self.exits))}")
         if self.width is not None:
             parts.append(f"width {self.width}")
         if self.split:

@@ -38,6 +38,8 @@ class Grid:
             ``"prompt"`` trains a prompt of every length, over all blocks.
         prompt_tokens: lengths of prompts.
         widths: shares of the width that is kept along ``width_axes``; 1 is the whole. Without cuts or LoRA.
+        exits: depths with a head of their own behind them, in every whole model; of each, as many leading
+            blocks alone are offered too.
         head_only: also offer the head alone, without an adapter.
         cuts: leading blocks that a client keeps while a server runs the others; with every other knob.
         tails: trailing blocks that it keeps too; ``cut_codecs`` what crosses a cut is sent as;
@@ -62,6 +64,7 @@ class Grid:
     batch_sizes: tuple[int, ...] = (8,)
     scale: float = 2.0
     train_a: bool = True
+    exits: tuple[int, ...] = ()
     head_only: bool = False
     num_epochs: int = 1
     max_steps: int | None = None
@@ -88,8 +91,10 @@ def build_menu(grid: Grid) -> tuple[Assignment, ...]:
         ConfigError: for a value out of range, a value of which every combination is refused, or a grid
             that holds no assignment.
     """
+    _check_exits(grid)
     whole = tuple(dict.fromkeys(_whole(grid)))
-    menu = [*(whole if grid.whole else ()), *_cut(grid, whole)]
+    shallow = [entry for depth in grid.exits for entry in _whole(_leading(grid, depth))]
+    menu = [*dict.fromkeys(shallow), *(whole if grid.whole else ()), *_cut(grid, whole)]
     if not menu:
         raise ConfigError(
             f"The menu is empty: {len(grid.ranks)} ranks, {len(grid.depths)} depths, {len(grid.recompute)} "
@@ -121,6 +126,26 @@ def _whole(grid: Grid) -> Iterator[Assignment]:
             up_codec=up,
             down_codec=down,
             width=width,
+            exits=tuple(sorted(grid.exits)),
+        )
+
+
+def _leading(grid: Grid, depth: int) -> Grid:
+    """The same over as many leading blocks: with the exits there are, and the depths that can be trained."""
+    return replace(
+        grid,
+        num_blocks=depth,
+        exits=tuple(own for own in grid.exits if own <= depth),
+        depths=tuple(own for own in grid.depths if own == "all" or own <= depth),
+    )
+
+
+def _check_exits(grid: Grid) -> None:
+    deep = [depth for depth in grid.exits if depth >= grid.num_blocks]
+    if deep:
+        raise ConfigError(
+            f"An exit is a head behind some blocks, and behind all {grid.num_blocks} stands the model's last "
+            f"one; found {deep[0]}, give 1 to {grid.num_blocks - 1}."
         )
 
 
@@ -162,7 +187,15 @@ def _cut(grid: Grid, whole: tuple[Assignment, ...]) -> list[Assignment]:
         try:
             _check_room(grid.num_blocks, cut, tail)
             menu.append(
-                replace(entry, blocks=blocks, split=True, tail=tail, cut_codec=codec, local_loss=local_loss)
+                replace(
+                    entry,
+                    exits=(),
+                    blocks=blocks,
+                    split=True,
+                    tail=tail,
+                    cut_codec=codec,
+                    local_loss=local_loss,
+                )
             )
         except ConfigError as refusal:
             values = cut, tail, codec, local_loss, entry.recompute

@@ -347,6 +347,10 @@ class View:
         return ids
 
 
+# Weights of what a client adds to its loss, by the configuration's names under ``training``.
+LOCAL_RULES = ("proximal_mu", "tail_penalty", "exit_distillation")
+
+
 @runtime_checkable
 class Policy(Protocol):
     """What the engine asks; a policy's file may leave out all but ``assign`` (see `load_policy`)."""
@@ -354,7 +358,7 @@ class Policy(Protocol):
     aggregation: str | None
     pace: Pace | None
     aggregation_interval: int | None
-    tail_penalty: float | None
+    local_rules: Mapping[str, float]
     observables: tuple[Observable, ...]
 
     def menu(self, view: View) -> Sequence[Assignment]:

@@ -8,7 +8,7 @@ A policy's file holds one of two forms::
         aggregation = "factor_mean"
         pace = Pace(goal=10)
         aggregation_interval = 5
-        tail_penalty = 1e-3
+        local_rules = {"proximal_mu": 0.01}
         observables = {"fisher"}
         def __init__(self, *, option=1): ...
         def menu(self, view): ...
@@ -17,7 +17,7 @@ A policy's file holds one of two forms::
         def observe(self, records, state): ...
 
 An ``assign`` that takes the state returns ``(choice, state)``; one that does not returns the choice.
-Beside the function the file may say ``aggregation``, ``pace``, ``aggregation_interval``, ``tail_penalty``
+Beside the function the file may say ``aggregation``, ``pace``, ``aggregation_interval``, ``local_rules``
 and ``observables`` as the class does.
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 from fedray.assignment import Assignment
 from fedray.errors import PolicyError
 from fedray.observable import OBSERVABLES, Observable
-from fedray.policy import Choice, Cohort, Offers, Pace, Policy, Selected, State, View
+from fedray.policy import LOCAL_RULES, Choice, Cohort, Offers, Pace, Policy, Selected, State, View
 from fedray.policy_file import (
     OF_A_CLASS,
     OF_A_FUNCTION,
@@ -68,7 +68,7 @@ class LoadedPolicy:
         self.aggregation: str | None = self._declared("aggregation", str)
         self.pace: Pace | None = self._declared("pace", Pace)
         self.aggregation_interval: int | None = self._interval()
-        self.tail_penalty: float | None = self._declared("tail_penalty", float)
+        self.local_rules: Mapping[str, float] = self._local_rules()
         self.observables: tuple[Observable, ...] = self._observables()
 
     def menu(self, view: View) -> Sequence[Assignment]:
@@ -143,6 +143,17 @@ class LoadedPolicy:
                 f"Policy {self.name!r} ({self.file}): aggregation_interval is 1 round or more, not {rounds}."
             )
         return rounds
+
+    def _local_rules(self) -> Mapping[str, float]:
+        """Raises PolicyError for an unknown one, or what is no weight."""
+        rules: Mapping[str, float] = self._declared("local_rules", Mapping) or {}
+        for name, weight in rules.items():
+            if name not in LOCAL_RULES or not isinstance(weight, int | float) or weight < 0:
+                raise PolicyError(
+                    f"Policy {self.name!r} ({self.file}): local_rules gives weights of 0 or more to "
+                    f"{', '.join(LOCAL_RULES)}; found {name!r}: {weight!r}."
+                )
+        return rules
 
     def _observables(self) -> tuple[Observable, ...]:
         """In one order, whatever a set's is: they cross the wire. Raises PolicyError for an unknown one."""
@@ -236,6 +247,6 @@ def _from_function(
 ) -> LoadedPolicy:
     check_options(origin, assign, options, OF_A_FUNCTION)
     # Of the module only what it declares counts: a function that it imported is not its answer.
-    declared = ("aggregation", "pace", "aggregation_interval", "tail_penalty", "observables")
+    declared = ("aggregation", "pace", "aggregation_interval", "local_rules", "observables")
     facts = {name: getattr(declares, name) for name in declared if hasattr(declares, name)}
     return LoadedPolicy(origin, functools.partial(assign, **options), SimpleNamespace(**facts))

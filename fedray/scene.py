@@ -17,7 +17,7 @@ from fedray.actual import Actual, actual_of
 from fedray.aggregation.chosen import choose_rule
 from fedray.aggregation.joining import refuse_to_join
 from fedray.aggregation.rule import Aggregation
-from fedray.agreed import agreed_interval, agreed_pace, agreed_tail_penalty
+from fedray.agreed import agreed_interval, agreed_local_rules, agreed_pace
 from fedray.assignment import Assignment, Dtype
 from fedray.clock import draw_online
 from fedray.config.sections import Config
@@ -186,11 +186,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     refuse_codecs(aggregation.rule, menu)
     refuse_parts(aggregation.rule, anatomy, menu)
     refuse_long_prompts(anatomy, menu, max_length)
-    if task.head == "causal_lm" and config.menu.head_only:
-        raise ConfigError(
-            f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
-            "causal LM keeps the model's own; drop it or choose a classification task."
-        )
+    _refuse_heads(config, task)
     rows = rows_of(config)
     num_labels = task.labels(list(rows))
     encoded = encode(task, rows, processor, max_length)
@@ -198,7 +194,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     fleet = fleet_of(config, partitions.num_clients)
     if config.fleet.size_follows_memory:
         partitions = partitions_of(config, rows, fleet)
-    optimizer = _optimizer(config, agreed_tail_penalty(config, chosen))
+    optimizer = _optimizer(config, agreed_local_rules(config, chosen))
     subject = TraceSubject(
         anatomies=anatomies,
         task=task,
@@ -310,6 +306,21 @@ def _chosen(config: Config, policy: object | None) -> LoadedPolicy | SelectedBy:
     return chosen
 
 
+def _refuse_heads(config: Config, task: Task) -> None:
+    if task.head != "causal_lm":
+        return
+    if config.menu.head_only:
+        raise ConfigError(
+            f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
+            "causal LM keeps the model's own; drop it or choose a classification task."
+        )
+    if config.menu.exits:
+        raise ConfigError(
+            f"menu.exits puts trained heads behind blocks, and the task {config.task.name!r} trains none: a "
+            "causal LM keeps the model's own; drop them or choose a classification task."
+        )
+
+
 def _targets(config: Config, anatomy: Anatomy) -> tuple[str, ...]:
     return tuple(config.menu.target_modules or anatomy.family.targets)
 
@@ -335,6 +346,7 @@ def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignmen
             scale=menu.lora_scale,
             train_a=train_a,
             head_only=menu.head_only,
+            exits=menu.exits,
             cuts=menu.cuts,
             tails=menu.tails,
             cut_codecs=menu.cut_codecs,
@@ -348,11 +360,11 @@ def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignmen
     )
 
 
-def _optimizer(config: Config, tail_penalty: float) -> LocalOptimizer:
-    names = LocalOptimizer.__slots__
-    section = {**config.training.model_dump(), "tail_penalty": tail_penalty}
-    section["tail_gamma"] = section["tail_gamma"] or LocalOptimizer().tail_gamma
-    return LocalOptimizer(**{name: section[name] for name in names})
+def _optimizer(config: Config, local_rules: Mapping[str, float]) -> LocalOptimizer:
+    section = {**config.training.model_dump(), **local_rules}
+    for name in ("tail_gamma", "exit_ramp_rounds"):
+        section[name] = section[name] or getattr(LocalOptimizer(), name)
+    return LocalOptimizer(**{name: section[name] for name in LocalOptimizer.__slots__})
 
 
 def _tokens(encoded: Encoded, partitions: Partitions, max_length: int) -> Ints:

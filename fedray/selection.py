@@ -98,7 +98,7 @@ class SelectedBy:
         self.aggregation = policy.aggregation
         self.pace = policy.pace if selection.pace is None else selection.pace
         self.aggregation_interval = policy.aggregation_interval
-        self.tail_penalty = policy.tail_penalty
+        self.local_rules = policy.local_rules
         asked = selection.observables | set(policy.observables)
         self.observables: tuple[Observable, ...] = tuple(name for name in OBSERVABLES if name in asked)
 

@@ -61,4 +61,4 @@ class FedRA:
 def _leading(entry: Assignment, count: int, rank: int) -> Assignment:
     assert isinstance(entry.adapter, Lora)
     adapter = replace(entry.adapter, ranks=(rank,) * count)
-    return replace(entry, blocks=tuple(range(count)), adapter=adapter)
+    return replace(entry, blocks=tuple(range(count)), adapter=adapter, exits=())

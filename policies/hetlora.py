@@ -17,7 +17,7 @@ does not have, nobody is penalised or pruned. Published numbers are not checked.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class HetLora:
     """
 
     aggregation = "hetlora"
-    tail_penalty = 1e-3
+    local_rules: ClassVar = {"tail_penalty": 1e-3}
     observables = frozenset({"kept_rank"})
 
     def __init__(self, *, capacity: str = "memory_bytes") -> None:

@@ -22,7 +22,7 @@ from fedray.training.optimizer import LocalOptimizer
 from fedray.training.own_weights import pretrained, trained_names
 from fedray.training.packed import Backbone
 from fedray.training.shapes import initial_adapter
-from fedray.training.shares import client_share
+from fedray.training.shares import client_share, with_own_heads
 from fedray.training.train import Workshop
 from shop import LABELS, TASKS, VOCABULARY, images, num_labels
 
@@ -81,7 +81,8 @@ def real(case: Case) -> tuple[Workshop, Job]:
     )
     anatomy = workshop.backbones[dtype].anatomy
     own = pretrained(anatomy.model, trained_names(anatomy, case.assignment))
-    sent = replace(initial_adapter(anatomy, [case.assignment], num_labels(case.family), 0), weights=own)
+    first = initial_adapter(anatomy, [case.assignment], num_labels(case.family), 0)
+    sent = replace(with_own_heads(case.assignment, first), weights=own)
     return workshop, Job(
         round=1, client_id=0, dispatch=0, version=0, seed=0, assignment=case.assignment,
         attention=case.shape.attention, sent=sent, num_rows=rows, num_steps=1, tokens=tokens,

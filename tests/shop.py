@@ -17,6 +17,7 @@ from fedray.training.job import Job
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone
 from fedray.training.shapes import initial_adapter
+from fedray.training.shares import with_own_heads
 from fedray.training.task import Task
 from fedray.training.tasks.causal_lm import CausalLm
 from fedray.training.tasks.image_classification import ImageClassification
@@ -122,7 +123,7 @@ def build(
 def start(workshop: Workshop, family: str, assignment: Assignment, seed: int = 0) -> Adapter:
     """An adapter of the assignment's shapes whose B is not zero, so that every factor has a gradient."""
     anatomy = workshop.backbones["fp32"].anatomy
-    first = initial_adapter(anatomy, [assignment], num_labels(family), seed)
+    first = with_own_heads(assignment, initial_adapter(anatomy, [assignment], num_labels(family), seed))
     generator = torch.Generator().manual_seed(seed)
     return Adapter(
         factors={

@@ -33,6 +33,7 @@ NO_EFFECT = [
     ({"menu": {"ranks": [], "head_only": True, "lora_scale": 1.0}}, "menu.lora_scale"),
     ({"menu": {"ranks": [4], "tunings": ["full"]}}, "menu.ranks"),
     ({"menu": {"prompt_tokens": [4]}}, "menu.prompt_tokens"),
+    ({"training": {"exit_distillation": 0.5}}, "training.exit_distillation"),
     ({"server": {"num_shards": 2}}, "server.num_shards"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),

@@ -117,6 +117,17 @@ def _whole_models(config: Config) -> str | None:
     )
 
 
+def _exits(config: Config) -> str | None:
+    menu = config.menu
+    if not menu.exits or (menu.whole and menu.widths == (1.0,)):
+        return None
+    wrong = "menu.whole: false offers clients none of" if not menu.whole else "menu.widths narrows"
+    return (
+        f"menu.exits = {list(menu.exits)} are heads on whole blocks of a client's own, which {wrong}; drop "
+        "one of the two."
+    )
+
+
 CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
@@ -124,6 +135,7 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _menu,
     _recompute,
     _proximal,
+    _exits,
     _tails,
     _pace,
     _joining,

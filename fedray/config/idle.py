@@ -94,6 +94,11 @@ IDLE = (
         because="without prompt among menu.tunings; drop it or name prompt",
     ),
     Idle(
+        keys=("training.exit_distillation", "training.exit_ramp_rounds"),
+        when=lambda c: not c.menu.exits,
+        because="without menu.exits; drop it or give exits",
+    ),
+    Idle(
         keys=("server",),
         when=lambda c: not c.menu.cuts,
         because="without menu.cuts, where every client runs whole models; drop it or give cuts",

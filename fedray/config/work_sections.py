@@ -27,6 +27,11 @@ class MenuSection(Section):
     width_axes: AtLeastOne[Axis] = Field(
         ("ffn",), description="What is narrowed: heads, head_dim (inside each), ffn, hidden (with the norms)."
     )
+    exits: Many[Count] = Field(
+        (),
+        description="Depths behind which a head of their own is trained; as many leading blocks are offered "
+        "alone, too.",
+    )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
     weight_bits: AtLeastOne[Literal["all", 8, 4]] = Field(
@@ -75,8 +80,10 @@ class TrainingSection(Section):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How it falls from round to round; within a round it stays."
     )
-    proximal_mu: NotNegative = Field(
-        0.0, description="FedProx: mu / 2 times the squared distance to a round's start is added to the loss."
+    proximal_mu: NotNegative | None = Field(
+        None,
+        description="FedProx: mu / 2 times the squared distance to a round's start is added to the loss; as "
+        "the policy has it if absent.",
     )
     tail_penalty: NotNegative | None = Field(
         None,
@@ -85,6 +92,14 @@ class TrainingSection(Section):
     )
     tail_gamma: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="HetLoRA: the last ranks of r are those from floor(gamma r) on; 0.99 if absent."
+    )
+    exit_distillation: NotNegative | None = Field(
+        None,
+        description="DepthFL: weight of what the heads at a client's exits learn from each other; as the "
+        "policy has it if absent.",
+    )
+    exit_ramp_rounds: Count | None = Field(
+        None, description="DepthFL: rounds over which that weight rises to its whole; 300 if absent."
     )
     weight_decay: NotNegative = Field(0.0, description="Decoupled for adamw, added to the gradient for sgd.")
     momentum: PartShare = Field(0.0, description="Of sgd.")

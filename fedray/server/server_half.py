@@ -32,8 +32,9 @@ from fedray.training.boundary import (
 )
 from fedray.training.job import Job
 from fedray.training.optimizer import LocalOptimizer, squares_per_client
-from fedray.training.packed import Backbone, Stack
+from fedray.training.packed import Backbone
 from fedray.training.shares import server_share
+from fedray.training.stack import Stack
 from fedray.training.train import stack_of, unstack
 
 

@@ -24,9 +24,8 @@ from fedray.assignment import Attention
 from fedray.model.families import Context
 from fedray.model.layout import Layout
 from fedray.model.sites import StackedFactors
-from fedray.training.half_step import Answered
 from fedray.training.packed import Backbone, Course, Passage, client_means, head_logits
-from fedray.training.task import Batch, Task
+from fedray.training.task import Answered, Batch, Task
 
 GHOST_TOKENS = 2
 

@@ -38,7 +38,7 @@ class AskedPolicy:
         self.aggregation: str | None = policy.aggregation
         self.pace: Pace | None = policy.pace
         self.aggregation_interval: int | None = policy.aggregation_interval
-        self.tail_penalty: float | None = policy.tail_penalty
+        self.local_rules: Mapping[str, float] = policy.local_rules
         self.observables: tuple[Observable, ...] = policy.observables
 
     def menu(self, view: View) -> Sequence[Assignment]:

@@ -3,7 +3,7 @@
 A policy's or rule's file may say, at its top level or in its class::
 
     RUNG = "definition"                       # laws (the default), definition or result
-    PAPER = "2312.05642"                      # arXiv id
+    PAPER = "2312.05642"  # arXiv id; "ICLR 2023" for a paper without one
     CHECKS = ("../tests/policies/test_dtfl.py",)   # test files, relative to this one
 
 ``laws`` is what the kit shows by itself. ``definition`` says that the file does what a paper defines, and
@@ -39,7 +39,7 @@ def claim_of(holders: list[object], file: Path) -> Claim:
     if rung not in RUNGS:
         raise ConfigError(f"RUNG in {file} is one of {', '.join(RUNGS)}, found {rung!r}.")
     if not isinstance(paper, str):
-        raise ConfigError(f"PAPER in {file} is an arXiv id such as '2312.05642', found {paper!r}.")
+        raise ConfigError(f"PAPER in {file} is a text, an arXiv id such as '2312.05642', found {paper!r}.")
     if not isinstance(checks, tuple) or not all(isinstance(path, str) for path in checks):
         raise ConfigError(f"CHECKS in {file} is a tuple of paths relative to that file, found {checks!r}.")
     return Claim(rung=rung, paper=paper, checks=checks)

@@ -39,7 +39,7 @@ class Claim:
     Attributes:
         rung: ``laws`` (what the kit shows), ``definition`` (it does what a paper defines) or ``result`` (it
             comes to what the paper reports).
-        paper: the paper's arXiv id.
+        paper: the paper's arXiv id, or where it appeared.
         checks: test files that show it, relative to the file.
     """
 
@@ -98,7 +98,8 @@ class Report:
                 lines.append(f"  {'':6}  {'':<{width}}  smallest case found: {finding.case}")
         lines += [f"  {note}" for note in self.notes]
         if self.shown is not None:
-            of_paper = f" of arXiv {self.claim.paper}" if self.claim.paper else ""
+            paper = self.claim.paper
+            of_paper = f" of {'arXiv ' if paper[:4].isdigit() else ''}{paper}" if paper else ""
             words = {"shown": "shown", "failed": "FAILED", "absent": "not shown"}[self.shown.outcome]
             lines.append(f"  claims {self.claim.rung}{of_paper}: {words}, {self.shown.sentence}")
         return "\n".join([*lines, f"rung: {self.rung}"])

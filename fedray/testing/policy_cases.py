@@ -13,6 +13,7 @@ from fedray.testing.priced_model import GRID, Client
 WHOLE = build_menu(replace(GRID, cuts=()))
 CUTS = build_menu(replace(GRID, local_loss=(False, True)))
 NARROW = build_menu(replace(GRID, cuts=(), tunings=("lora", "full"), widths=(1.0, 0.5)))
+SHALLOW = build_menu(replace(GRID, cuts=(), exits=(1, 2)))
 
 # The largest entry of these menus takes 172 bytes with the margin, the smallest 112.
 _SMALL, _MIDDLE, _LARGE = 50, 125, 10**8
@@ -29,7 +30,7 @@ _FLEETS = (
 )
 EXTREMES = tuple(
     PolicyCase(clients=clients, menu=menu, clients_per_round=len(clients))
-    for menu in (WHOLE, CUTS, NARROW)
+    for menu in (WHOLE, CUTS, NARROW, SHALLOW)
     for clients in _FLEETS
 )
 
@@ -62,13 +63,14 @@ def menus(draw: st.DrawFn) -> tuple[Assignment, ...]:
         depths=draw(st.sampled_from([("all",), (1,), (2, "all")])),
         batch_sizes=draw(st.sampled_from([(4,), (1, 4)])),
         max_steps=draw(st.sampled_from([None, 3])),
+        exits=draw(st.sampled_from([(), (), (2,), (1, 3)])),
     )
     with_cuts = replace(
         knobs,
         cuts=draw(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=3, unique=True).map(tuple)),
         tails=draw(st.sampled_from([(0,), (0, 1)])),
         local_loss=draw(st.sampled_from([(False,), (True,), (False, True)])),
-        whole=draw(st.booleans()),
+        whole=bool(knobs.exits) or draw(st.booleans()),
     )
     try:
         return build_menu(with_cuts)

@@ -20,12 +20,12 @@ from fedray.training.packed import (
     Course,
     Observer,
     Passage,
-    Stack,
     client_means,
     course_of,
     head_logits,
 )
-from fedray.training.task import Batch, Task
+from fedray.training.stack import Stack
+from fedray.training.task import Answered, Batch, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,22 +50,6 @@ class HalfCourse:
             tail=replace(course, blocks=blocks, first_position=assignment.cut, recompute_from=from_there),
             needs_bottom_gradient=assignment.gradient_comes_down or assignment.local_loss,
         )
-
-
-class Answered:
-    """`fedray.training.task.Forward` for a batch whose logits are there already."""
-
-    def __init__(self, logits: Tensor) -> None:
-        """Args: logits: of the rows that the loss will ask about; `read_by_loss` saw that it asks no more."""
-        self._logits = logits
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """The logits."""
-        return self._logits
-
-    def without_adapter(self, batch: Batch) -> Tensor:
-        """Never asked for."""
-        raise AssertionError("read_by_loss refuses a loss that asks for the reference model")
 
 
 class HalfStep:

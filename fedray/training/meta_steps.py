@@ -127,6 +127,7 @@ class MetaSteps:
             hold_stack(observer, stack, [sent])
             observer.hold(list(batch.values()), "activations")
         course = course_of(assignment, shape.attention, recompute=True)
+        course = replace(course, distillation=subject.optimizer.exit_distillation)
         squares: list[torch.Tensor] | None = [] if SQUARED_LOSS in subject.observables else None
         loss = loss_of_clients(backbone, course, subject.task, batch, observer, squares)
 

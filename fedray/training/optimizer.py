@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedray.errors import ConfigError
+from fedray.exits import ramp
 
 Optim = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -31,6 +32,9 @@ class LocalOptimizer:
         tail_penalty: of HetLoRA (2401.06432): lambda times the sum over sites of the norms' product of the
             factors' last ranks is added to the loss; 0 is plain.
         tail_gamma: the last ranks of r are those from floor(gamma r) on.
+        exit_distillation: of DepthFL: the weight with which the heads at a client's exits learn from each
+            other; 0 is plain.
+        exit_ramp_rounds: rounds over which that weight rises to its whole.
     """
 
     optim: Optim = "adamw"
@@ -45,6 +49,8 @@ class LocalOptimizer:
     proximal_mu: float = 0.0
     tail_penalty: float = 0.0
     tail_gamma: float = 0.99
+    exit_distillation: float = 0.0
+    exit_ramp_rounds: int = 300
 
     def __post_init__(self) -> None:
         """Refuse what cannot take effect. Raises ConfigError."""
@@ -58,9 +64,9 @@ class LocalOptimizer:
         ):
             if rate is not None and rate < 0:
                 raise ConfigError(f"{name} must not be negative, found {rate}.")
-        for name, weight in (("proximal_mu", self.proximal_mu), ("tail_penalty", self.tail_penalty)):
-            if weight < 0:
-                raise ConfigError(f"{name} must not be negative, found {weight}.")
+        for name in ("proximal_mu", "tail_penalty", "exit_distillation"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}.")
 
     def scaled(self, scale: float) -> "LocalOptimizer":
         """The same with every learning rate times ``scale``."""
@@ -70,6 +76,10 @@ class LocalOptimizer:
             learning_rate=self.learning_rate * scale,
             head_learning_rate=None if head is None else head * scale,
         )
+
+    def distillation_in(self, round_number: int) -> float:
+        """The weight of distillation between exits in a round, from 1."""
+        return self.exit_distillation * ramp(round_number, self.exit_ramp_rounds)
 
     def rate(self, name: str) -> float:
         """The learning rate of a trained tensor, by its flat name (``head.weight``, ``SITE.lora_A``)."""

@@ -10,16 +10,19 @@ Letters of shapes: C clients, B rows of a client's batch, N = C * B rows, T toke
 K labels, V vocabulary, R largest rank, I and O a linear's widths.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
-from fedray.adapter import WEIGHTS
+from fedray.adapter import exit_head
 from fedray.assignment import Assignment, Attention
+from fedray.exits import has_last_head
 from fedray.model.anatomy import Anatomy
 from fedray.model.attention import use_attention
 from fedray.model.counter import Phase, Term
@@ -34,10 +37,7 @@ from fedray.model.sites import (
     own_weights_installed,
     prompt_rows,
 )
-from fedray.training.observables import BlockStatistics
-from fedray.training.optimizer import LocalOptimizer, clip_per_client
-from fedray.training.tails import pull_tails
-from fedray.training.task import Batch, Task
+from fedray.training.task import Answered, Batch, Task
 
 
 class Observer(Protocol):
@@ -73,6 +73,8 @@ class Course:
     attention: Attention = "memory_efficient"
     tight: bool = False  # skip padding where attention is memory-efficient; a device does not
     first_position: int = 0  # of ``blocks`` among all that the client runs: not 0 in a tail
+    exits: tuple[int, ...] = ()  # depths behind which a head of their own stands
+    distillation: float = 0.0  # weight of what exits learn from each other
 
 
 def course_of(assignment: Assignment, attention: Attention, *, recompute: bool) -> Course:
@@ -80,7 +82,12 @@ def course_of(assignment: Assignment, attention: Attention, *, recompute: bool) 
     first = assignment.first_trained_block
     # Under a cut the first trained block may be another side's.
     recomputes = recompute and assignment.recompute and first is not None and first < assignment.cut
-    return Course(blocks=assignment.blocks, recompute_from=first if recomputes else None, attention=attention)
+    return Course(
+        blocks=assignment.blocks,
+        recompute_from=first if recomputes else None,
+        attention=attention,
+        exits=assignment.exits,
+    )
 
 
 class PackedForward:
@@ -100,38 +107,54 @@ class PackedForward:
         self._observer = observer
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits, [N, K] or [N, T, V]."""
+        """Logits of the last head, [N, K] or [N, T, V]."""
+        return self.answers(batch)[-1]
+
+    def answers(self, batch: Batch) -> list[Tensor]:
+        """Logits of every head that the course comes by, the lowest first."""
         rows_each = len(batch["attention_mask"]) // num_clients(self._factors, self._head)
         with own_weights_installed(self._backbone.anatomy, self._factors, rows_each):
-            return self._logits(batch)
+            layout = self._layout(batch)
+            depths, context = self._through_blocks(batch, layout)
+            self._enter(("head", 0), "logits")
+            prefixes = [exit_head(depth) for depth in self._course.exits]
+            if has_last_head(self._course.exits, len(self._course.blocks)):
+                prefixes.append("")
+            return [
+                self._logits(batch, hidden, context, layout, prefix)
+                for hidden, prefix in zip(depths, prefixes, strict=True)
+            ]
 
-    def _logits(self, batch: Batch) -> Tensor:
-        layout, anatomy = self._layout(batch), self._backbone.anatomy
-        hidden, context = self._through_blocks(batch, layout)
-        self._enter(("head", 0), "logits")
+    def _logits(
+        self, batch: Batch, hidden: Tensor, context: Context, layout: Layout | None, prefix: str
+    ) -> Tensor:
+        anatomy = self._backbone.anatomy
         read = anatomy.read_by_classifier(batch["attention_mask"])
+        head = head_at(self._head, prefix)
         if layout is None:
-            return head_logits(anatomy.head(hidden, context), read, self._head)
+            return head_logits(anatomy.head(hidden, context), read, head)
         if anatomy.head_kind == "classification":  # it picks a token of each row
-            return head_logits(anatomy.head(layout.spread(hidden), context), read, self._head)
-        return head_logits(layout.spread(anatomy.head(hidden, context)), read, self._head)
+            return head_logits(anatomy.head(layout.spread(hidden), context), read, head)
+        return head_logits(layout.spread(anatomy.head(hidden, context)), read, head)
 
     def without_adapter(self, batch: Batch) -> Tensor:
         """The same rows through the frozen model; a classifier's head stays the clients' own."""
         with torch.no_grad():
             return PackedForward(self._backbone, self._course, {}, self._head)(batch)
 
-    def _through_blocks(self, batch: Batch, layout: Layout | None) -> tuple[Tensor, Context]:
+    def _through_blocks(self, batch: Batch, layout: Layout | None) -> tuple[list[Tensor], Context]:
+        """Hidden states behind each exit and, where a head stands there, behind the last block."""
         anatomy = self._backbone.anatomy
         self._enter(("stem", 0), "activations")
         inputs, mask = batch[anatomy.family.inputs], batch["attention_mask"]
         prompt = prompt_rows(self._factors, len(mask))
         flow = anatomy.stem(inputs, mask, prompt)
         passage = Passage(self._backbone, self._course, self._factors, flow.context, layout, self._observer)
-        hidden = passage.through(flow.hidden if layout is None else layout.tighten(flow.hidden))
+        depths = passage.depths(flow.hidden if layout is None else layout.tighten(flow.hidden))
         if prompt is not None:
-            return hidden[:, prompt.shape[1] :], replace(flow.context, attention_mask=mask, input_ids=inputs)
-        return hidden, flow.context
+            words = [hidden[:, prompt.shape[1] :] for hidden in depths]
+            return words, replace(flow.context, attention_mask=mask, input_ids=inputs)
+        return depths, flow.context
 
     def _layout(self, batch: Batch) -> Layout | None:
         if not self._course.tight or self._course.attention != "memory_efficient":
@@ -147,6 +170,11 @@ def num_clients(factors: Installed, head: Mapping[str, Tensor]) -> int:
     """How many clients these are stacked for; 1 where nothing is."""
     every = [f.a if isinstance(f, StackedFactors) else f for f in factors.values()] or list(head.values())
     return len(every[0]) if every else 1
+
+
+def head_at(head: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one of the clients' heads, by their own names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in head.items() if name.startswith(prefix)}
 
 
 def head_logits(answer: Tensor, read: Tensor | None, head: Mapping[str, Tensor]) -> Tensor:
@@ -197,6 +225,11 @@ class Passage:
 
     def through(self, hidden: Tensor) -> Tensor:
         """[N, T, D], or [1, X, D] under a layout, to the same behind the last block of the course."""
+        return self.depths(hidden)[-1]
+
+    def depths(self, hidden: Tensor) -> list[Tensor]:
+        """The same behind each exit of the course, and behind its last block."""
+        behind: list[Tensor] = []
         use_attention(self._backbone.anatomy.model, self._course.attention)
         with laid_out(self._layout), installed(self._backbone.sites, self._factors):
             for position, block in enumerate(self._course.blocks, start=self._course.first_position):
@@ -204,7 +237,9 @@ class Passage:
                     self._observer.enter(("forward", position), "activations")
                 hidden = self._block(position, block, hidden)
                 self._announce_backward(hidden, position)
-        return hidden
+                if position + 1 in self._course.exits:
+                    behind.append(hidden)
+        return behind if len(self._course.blocks) in self._course.exits else [*behind, hidden]
 
     def _block(self, position: int, block: int, hidden: Tensor) -> Tensor:
         first = self._course.recompute_from
@@ -240,133 +275,7 @@ def _installed_block(
     return run
 
 
-class Stack:
-    """The trained tensors of C clients by flat name (``SITE.lora_A``, ``head.weight``), and their steps."""
-
-    def __init__(
-        self,
-        params: Mapping[str, Tensor],
-        frozen: Mapping[str, Tensor],
-        scales: Mapping[str, Tensor],
-        optimizer: LocalOptimizer,
-        steps: Tensor,
-    ) -> None:
-        """Hold what clients were sent; all but ``frozen`` is the stack's own.
-
-        Args:
-            params: [C, ...] each.
-            frozen: A of the sites that train B alone, [C, R, I] by site.
-            scales: [C, 1, 1] by site.
-            optimizer: of all.
-            steps: zeros, [C].
-        """
-        self.params = dict(params)
-        self.frozen = dict(frozen)
-        self.scales = dict(scales)
-        self.optimizer = optimizer
-        self.moments = optimizer.moments(list(self.params.values()))
-        self.anchors = optimizer.anchors(list(self.params.values()))
-        self.steps = steps
-        self.tails: Mapping[str, Tensor] = {}  # by site which ranks are a client's last, [C, R], if pulled
-        self.statistics: BlockStatistics | None = None  # looks on at every step, if given
-
-    def step(
-        self, loss: "LossOfClients", members: Tensor | None = None, observer: Observer | None = None
-    ) -> Tensor:
-        """One local step of the clients at ``members`` (None: all).
-
-        Args:
-            loss: takes stacked factors and head of the members to one loss per member, [M].
-            members: positions in the stack, [M], ascending.
-            observer: told of gradients and of the optimizer's phase.
-
-        Returns:
-            The members' losses before the step, [M], without graph.
-        """
-        leaves = self.leaves(members, observer)
-        factors, head = self.parts(leaves, members)
-        own = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
-        losses = loss({**factors, **own}, head)
-        if observer is not None:
-            observer.enter(("loss", 0), "activations")
-        grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        if observer is not None:
-            observer.enter(("optimizer", 0), "optimizer")
-        self.update(leaves, grads, members)
-        return losses.detach()
-
-    def leaves(self, members: Tensor | None, observer: Observer | None = None) -> dict[str, Tensor]:
-        """The members' tensors by flat name, [M, ...] each, that a backward pass finds gradients of."""
-        leaves = {name: self._take(param, members).requires_grad_() for name, param in self.params.items()}
-        if observer is not None:
-            for leaf in leaves.values():
-                leaf.register_hook(_holding(observer))
-        return leaves
-
-    @torch.no_grad()
-    def update(
-        self,
-        leaves: Mapping[str, Tensor],
-        grads: Sequence[Tensor],
-        members: Tensor | None,
-        squares_elsewhere: Tensor | None = None,
-    ) -> None:
-        """Clip and step the members.
-
-        Args:
-            leaves: from `Stack.leaves`.
-            grads: theirs, in the same order.
-            members: as `Stack.leaves` was given.
-            squares_elsewhere: what else a member's norm is made of, squared, [M]: the other side of a cut.
-        """
-        if self.statistics is not None:
-            self.statistics.see(leaves, grads, members)
-        optimizer = self.optimizer
-        own = [leaf.detach() for leaf in leaves.values()]
-        optimizer.pull(own, grads, [self._take(anchor, members) for anchor in self.anchors])
-        named = dict(zip(leaves, own, strict=True))
-        if self.tails:
-            pull_tails(self.tails, named, grads, self.frozen, members, optimizer.tail_penalty)
-        if optimizer.max_grad_norm is not None and own:
-            clip_per_client(grads, optimizer.max_grad_norm, squares_elsewhere)
-        steps = self._take(self.steps, members).add_(1)
-        moments = [[self._take(m, members) for m in kind] for kind in self.moments]
-        optimizer.step(named, grads, moments, steps)
-        if members is not None:
-            self.steps.index_copy_(0, members, steps)
-            for kept, moved in zip(self.params.values(), own, strict=True):
-                kept.index_copy_(0, members, moved)
-            for kind, taken in zip(self.moments, moments, strict=True):
-                for kept, moved in zip(kind, taken, strict=True):
-                    kept.index_copy_(0, members, moved)
-
-    def _take(self, tensor: Tensor, members: Tensor | None) -> Tensor:
-        # With everybody aboard the stack's own storage is stepped in place; the leaf has its own graph.
-        return tensor.detach() if members is None else tensor.index_select(0, members)
-
-    def parts(
-        self, tensors: Mapping[str, Tensor], members: Tensor | None
-    ) -> tuple[dict[str, StackedFactors], dict[str, Tensor]]:
-        """Leaves of the members as factors by site, and as the head; the model's own weights are neither."""
-        factors = {
-            site: StackedFactors(
-                a=self._take(self.frozen[site], members)
-                if site in self.frozen
-                else tensors[f"{site}.lora_A"],
-                b=tensors[f"{site}.lora_B"],
-                scale=self._take(scale, members),
-            )
-            for site, scale in self.scales.items()
-        }
-        head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
-        return factors, head
-
-
 LossOfClients = Callable[[Installed, Mapping[str, Tensor]], Tensor]
-
-
-def _holding(observer: Observer) -> Callable[[Tensor], None]:
-    return lambda grad: observer.hold([grad], "gradients")
 
 
 def loss_of_clients(
@@ -386,12 +295,37 @@ def loss_of_clients(
     def loss(factors: Installed, head: Mapping[str, Tensor]) -> Tensor:
         forward = PackedForward(backbone, course, factors, head, observer)
         weight = batch["weight"].view(num_clients(factors, head), -1)
-        rows = task.loss(forward, batch)
+        if course.exits:
+            rows = losses_of_exits(task, forward.answers(batch), batch, course.distillation)
+        else:
+            rows = task.loss(forward, batch)
         if squares is not None:
             squares.append(client_means(rows.detach().square(), weight))
         return client_means(rows, weight)
 
     return loss
+
+
+def losses_of_exits(task: Task, answers: Sequence[Tensor], batch: Batch, distillation: float) -> Tensor:
+    """DepthFL's loss of each row, [N]: those of all heads, and what they learn from each other.
+
+    ``distillation / (n - 1)`` times the sum over ordered pairs of the n heads of KL(other || own), where the
+    other one's answer is given no gradient.
+
+    Args:
+        task: whose loss.
+        answers: logits of the heads, [N, K] each.
+        batch: the rows.
+        distillation: weight of the second part.
+    """
+    rows = torch.stack([task.loss(Answered(logits), batch) for logits in answers]).sum(0)
+    if not distillation or len(answers) < 2:
+        return rows
+    logs = [logits.log_softmax(-1) for logits in answers]
+    for own, other in itertools.permutations(logs, 2):
+        taught = kl_div(own, other.detach(), log_target=True, reduction="none").sum(-1)
+        rows = rows + taught * (distillation / (len(answers) - 1))
+    return rows
 
 
 def client_means(rows: Tensor, weight: Tensor) -> Tensor:

@@ -16,17 +16,16 @@ from fedray.assignment import Assignment, Attention
 from fedray.model.codecs import Coded, decode
 from fedray.model.counter import Term
 from fedray.training.boundary import coded_states, lengths_of, padded_tokens, rows_of_states
-from fedray.training.half_step import Answered
 from fedray.training.packed import (
     Backbone,
     Course,
     Observer,
     Passage,
-    Stack,
     client_means,
     head_logits,
 )
-from fedray.training.task import Batch, Task
+from fedray.training.stack import Stack
+from fedray.training.task import Answered, Batch, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

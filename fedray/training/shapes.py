@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedray.adapter import Adapter, Factors, auxiliary
+from fedray.adapter import Adapter, Factors
 from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.model.anatomy import Anatomy
 from fedray.seeds import derive_seed
 from fedray.trained import Prompt, Weights
 from fedray.training.own_weights import trained_shapes
+from fedray.training.shares import head_prefixes
 
 
 def site_ranks(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
@@ -53,7 +54,7 @@ def empty_adapter(anatomy: Anatomy, assignment: Assignment, num_labels: int, dev
     head = {}
     if num_labels:
         width = anatomy.model.config.hidden_size
-        for prefix in ("", *((auxiliary(assignment.cut),) if assignment.local_loss else ())):
+        for prefix in head_prefixes(assignment):
             head[f"{prefix}weight"] = torch.empty(num_labels, width, device=device)
             head[f"{prefix}bias"] = torch.empty(num_labels, device=device)
     shapes = trained_shapes(anatomy, assignment)
@@ -65,7 +66,7 @@ def initial_adapter(anatomy: Anatomy, menu: Sequence[Assignment], num_labels: in
     """The global adapter before round 1: every site at the largest rank that the menu gives it.
 
     As PEFT starts LoRA: A uniform within 1 / sqrt(I), B zero, so that the first forward is the
-    pretrained model's. The head starts as an ``nn.Linear``, and so do auxiliary heads at the menu's cuts.
+    pretrained model's. The head starts as an ``nn.Linear``, and so do those at the menu's cuts and exits.
     """
     ranks: dict[str, int] = {}
     adapters: dict[str, Lora] = {}
@@ -84,13 +85,19 @@ def initial_adapter(anatomy: Anatomy, menu: Sequence[Assignment], num_labels: in
     head = {}
     if num_labels:
         width = anatomy.model.config.hidden_size
-        cuts = sorted({assignment.cut for assignment in menu if assignment.local_loss})
+        prefixes = {prefix for assignment in menu for prefix in head_prefixes(assignment)}
         head = {
             f"{prefix}{name}": torch.empty(shape).uniform_(-(width**-0.5), width**-0.5, generator=random)
-            for prefix in ("", *map(auxiliary, cuts))
+            for prefix in ("", *sorted(prefixes - {""}, key=_natural))
             for name, shape in (("weight", (num_labels, width)), ("bias", (num_labels,)))
         }
     return Adapter(factors=factors, head=head)
+
+
+def _natural(prefix: str) -> tuple[str, int]:
+    """Heads at depths in the order of these: draws for one are the same whatever lies above."""
+    kind, _, depth = prefix.rstrip(".").partition("_")
+    return kind, int(depth)
 
 
 def linear_widths(linear: nn.Module) -> tuple[int, int]:

@@ -3,16 +3,29 @@
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from fedray.adapter import Adapter, Factors, auxiliary, is_auxiliary
+from fedray.adapter import Adapter, Factors, auxiliary, exit_head, is_auxiliary, is_of_an_exit
 from fedray.assignment import Assignment
+from fedray.exits import has_last_head
 from fedray.model.anatomy import Anatomy
 
 
 def with_own_heads(assignment: Assignment, adapter: Adapter) -> Adapter:
-    """Without the auxiliary heads of other cuts."""
-    own = (auxiliary(assignment.cut),) if assignment.local_loss else ()
-    kept = {n: t for n, t in adapter.head.items() if not is_auxiliary(n) or n.startswith(own)}
+    """With the heads that the client has alone: none at other cuts or exits than its own."""
+    own = tuple(prefix for prefix in head_prefixes(assignment) if prefix)
+    last = has_last_head(assignment.exits, assignment.cut)
+    kept = {
+        name: tensor
+        for name, tensor in adapter.head.items()
+        if name.startswith(own) or (last and not is_auxiliary(name) and not is_of_an_exit(name))
+    }
     return replace(adapter, head=kept)
+
+
+def head_prefixes(assignment: Assignment) -> tuple[str, ...]:
+    """What the names of the client's heads start with; the last one's with nothing."""
+    last = ("",) if has_last_head(assignment.exits, assignment.cut) else ()
+    at_cut = (auxiliary(assignment.cut),) if assignment.local_loss else ()
+    return (*last, *at_cut, *map(exit_head, assignment.exits))
 
 
 def client_share(anatomy: Anatomy, assignment: Assignment, adapter: Adapter) -> Adapter:

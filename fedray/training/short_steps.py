@@ -33,10 +33,10 @@ def blocks_on(side: Side, assignment: Assignment, num_blocks: int) -> Sequence[i
 
 
 def kinds_of(side: Side, assignment: Assignment, num_blocks: int) -> tuple[tuple[bool, int], ...]:
-    """Of each block that a side runs whether it lies above the client's cut, and its rank."""
+    """Of each block that a side runs whether it lies above the cut, or has a head behind it; and its rank."""
     ranks = _ranks(assignment, num_blocks)
     if side == "whole":
-        return tuple((False, rank) for rank in ranks)
+        return tuple((depth in assignment.exits, rank) for depth, rank in enumerate(ranks, start=1))
     own = blocks_on(side, assignment, num_blocks)
     return tuple((side == "client" and block >= assignment.cut, ranks[block]) for block in own)
 
@@ -46,7 +46,11 @@ def shortened(side: Side, assignment: Assignment, num_blocks: int, positions: Se
     ranks = _ranks(assignment, num_blocks)
     if side == "whole":
         # Ranks go by place: a submodel's blocks need not be the leading ones.
-        return _with_ranks(assignment, len(positions), 0, [ranks[position] for position in positions])
+        places = {position: place for place, position in enumerate(positions, start=1)}
+        exits = tuple(places[depth - 1] for depth in assignment.exits)
+        plain = replace(assignment, exits=())
+        short = _with_ranks(plain, len(positions), 0, [ranks[position] for position in positions])
+        return replace(short, exits=exits)
     own = blocks_on(side, assignment, num_blocks)
     kept = [own[position] for position in positions]
     kept_ranks = [ranks[block] for block in kept]

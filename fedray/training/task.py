@@ -36,6 +36,22 @@ class Forward(Protocol):
         """The reference model's logits, without gradient."""
 
 
+class Answered:
+    """A `Forward` for a batch whose logits are there already."""
+
+    def __init__(self, logits: Tensor) -> None:
+        """Args: logits: of the rows that the loss will ask about; `read_by_loss` saw that it asks no more."""
+        self._logits = logits
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The logits."""
+        return self._logits
+
+    def without_adapter(self, batch: Batch) -> Tensor:
+        """Never asked for."""
+        raise AssertionError("read_by_loss refuses a loss that asks for the reference model")
+
+
 class Task(Protocol):
     """What is learnt."""
 

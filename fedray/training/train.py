@@ -24,7 +24,8 @@ from fedray.training.job import Job, Update
 from fedray.training.narrow import NarrowBackbones
 from fedray.training.observables import KEPT_RANK, SQUARED_LOSS, statistics_of
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.packed import Backbone, Observer, Stack, course_of, loss_of_clients
+from fedray.training.packed import Backbone, Observer, course_of, loss_of_clients
+from fedray.training.stack import Stack
 from fedray.training.tails import rank_after, tail_masks
 from fedray.training.task import Batch, Task
 from fedray.training.waves import plan_waves
@@ -84,7 +85,7 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
         frozen = a.dtype, a.weight_bits, _part(a)
-        groups[a.blocks, cut, frozen, a.batch_size, adapted, job.attention].append(job)
+        groups[a.blocks, a.exits, cut, frozen, a.batch_size, adapted, job.attention].append(job)
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():
         alike = sorted(group, key=_likeness)
@@ -131,8 +132,10 @@ def train_pack(
     tight = observer is None and not recompute and jobs[0].attention == "memory_efficient"
     # Clients' own weights and prompts are stacked by rows.
     tight = tight and isinstance(assignment.adapter, Lora | HeadOnly)
-    course = replace(course_of(assignment, jobs[0].attention, recompute=recompute), tight=tight)
-    stack = stack_of([job.sent for job in jobs], _optimizer(workshop, jobs[0]), workshop.device)
+    optimizer = _optimizer(workshop, jobs[0])
+    course = course_of(assignment, jobs[0].attention, recompute=recompute)
+    course = replace(course, tight=tight, distillation=optimizer.distillation_in(jobs[0].round))
+    stack = stack_of([job.sent for job in jobs], optimizer, workshop.device)
     stack.statistics = statistics_of(jobs[0].observables, backbone.anatomy, assignment, stack.steps)
     if observer is not None:
         hold_stack(observer, stack, [job.sent for job in jobs])

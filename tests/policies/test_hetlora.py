@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cut_offers import cohort_of, given_ranks, menu_of, record_of, scheduled, view_of
-from fedray.agreed import agreed_tail_penalty
+from fedray.agreed import agreed_local_rules
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.policy_loading import load_policy
@@ -56,14 +56,17 @@ def test_who_had_room_for_less_than_its_rank_has_not_pruned():
 
 def test_its_penalty_is_the_default_and_gives_way_to_the_configurations_and_to_cuts():
     policy = load_policy("hetlora")
-    assert agreed_tail_penalty(load_config({}), policy) == 1e-3
-    assert agreed_tail_penalty(load_config({"training": {"tail_penalty": 0.0}}), policy) == 0.0
+    assert agreed_local_rules(load_config({}), policy)["tail_penalty"] == 1e-3
+    assert agreed_local_rules(load_config({"training": {"tail_penalty": 0.0}}), policy)["tail_penalty"] == 0.0
     assert (
-        agreed_tail_penalty(load_config({"training": {"tail_penalty": 0.2}}), load_policy("flexlora")) == 0.2
+        agreed_local_rules(load_config({"training": {"tail_penalty": 0.2}}), load_policy("flexlora"))[
+            "tail_penalty"
+        ]
+        == 0.2
     )
-    assert agreed_tail_penalty(load_config({"menu": {"cuts": [1]}}), policy) == 0.0
+    assert agreed_local_rules(load_config({"menu": {"cuts": [1]}}), policy)["tail_penalty"] == 0.0
     with pytest.raises(ConfigError, match=r"training.tail_gamma has no effect with the policy 'flexlora'"):
-        agreed_tail_penalty(load_config({"training": {"tail_gamma": 0.9}}), load_policy("flexlora"))
+        agreed_local_rules(load_config({"training": {"tail_gamma": 0.9}}), load_policy("flexlora"))
 
 
 def test_a_run_prunes_what_it_pulls_down_and_pays_for_the_report(tiny):

@@ -28,7 +28,10 @@ def test_a_claim_is_read_from_the_module_and_then_from_the_class():
     ("said", "sentence"),
     [
         ({"RUNG": "theorem"}, "RUNG in mine.py is one of laws, definition, result, found 'theorem'"),
-        ({"PAPER": 2312.05642}, "PAPER in mine.py is an arXiv id such as '2312.05642', found 2312.05642"),
+        (
+            {"PAPER": 2312.05642},
+            "PAPER in mine.py is a text, an arXiv id such as '2312.05642', found 2312.05642",
+        ),
         ({"CHECKS": "test_mine.py"}, "CHECKS in mine.py is a tuple of paths relative to that file"),
     ],
 )

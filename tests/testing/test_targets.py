@@ -134,6 +134,7 @@ def test_shipped_policies_claim_what_their_tests_show(repository):
         assert load_policy(file, {"deadline_seconds": 1.0} if file.stem == "within_deadline" else None)
     above = {name for name, rung in rungs.items() if rung != "laws"}
     assert above == {
+        "depthfl",
         "dtfl",
         "fed_hello",
         "fedra",

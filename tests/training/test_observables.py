@@ -17,7 +17,7 @@ from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.link import on_its_way
 from fedray.training.observables import BlockStatistics
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.packed import Stack
+from fedray.training.stack import Stack
 from fedray.training.train import train_pack
 from shop import BLOCKS, CONFIGS, LABELS, TASKS, assign, build, job
 
