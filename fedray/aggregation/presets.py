@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from fedray.aggregation.factor_mean import FactorMean, Mode
 from fedray.aggregation.fedex_lora import FedExLora
+from fedray.aggregation.inclusive import Inclusive
 from fedray.aggregation.product_svd import ProductSVD
 from fedray.aggregation.rule import Aggregation, Transform
 from fedray.aggregation.rule_file import load_rule
@@ -23,6 +24,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "product_svd": ("form",),
     "stack": (),
     "fedex_lora": (),
+    "inclusivefl": (),
 }
 
 
@@ -35,7 +37,7 @@ class Preset:
         weights: what the paper weighs clients by; the caller gives the weights.
     """
 
-    rule: Literal["factor_mean", "product_svd", "stack", "fedex_lora"]
+    rule: Literal["factor_mean", "product_svd", "stack", "fedex_lora", "inclusivefl"]
     options: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
     weights: Literal["rows", "uniform"] = "rows"
@@ -61,6 +63,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "ffa_lora": Preset(rule="factor_mean", options={"mode": "frozen_a", "form": "delta"}, paper="2403.12313"),
     "fedex_lora": Preset(rule="fedex_lora", paper="2410.09432", weights="uniform"),
+    "inclusivefl": Preset(rule="inclusivefl", paper="2202.08036", weights="uniform"),
 }
 """Published names carry the published form. fedit is zero-padded where ranks differ, as its rivals run it."""
 
@@ -91,7 +94,12 @@ def make_aggregation(
             "of a .py file."
         )
     preset = PRESETS[name]
-    chosen = {**preset.options, **_checked(name, preset.rule, given)}
+    return _made(name, preset, {**preset.options, **_checked(name, preset.rule, given)}, transforms)
+
+
+def _made(
+    name: str, preset: Preset, chosen: Mapping[str, str], transforms: tuple[Transform, ...]
+) -> Aggregation:
     match preset.rule:
         case "factor_mean":
             mode, form = cast(Mode, chosen["mode"]), cast(Any, chosen["form"])
@@ -102,6 +110,8 @@ def make_aggregation(
             return Stack(name=name, transforms=transforms)
         case "fedex_lora":
             return FedExLora(name=name, transforms=transforms)
+        case "inclusivefl":
+            return Inclusive(name=name, transforms=transforms)
 
 
 def _number(value: object) -> float:

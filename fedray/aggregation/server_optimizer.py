@@ -101,7 +101,7 @@ class _SteppedSum:
         old, new = self._state, self._sum.finish()
         if new is old:
             return old
-        step = _Step(self._optimizer, old.moments)
+        step = _Step(self._optimizer, new.moments)
         was, now = old.adapter, new.adapter
         factors = {site: step.of_site(site, f, now.factors[site]) for site, f in was.factors.items()}
         head = {

@@ -66,11 +66,11 @@ class LawCase:
 
 # It shows every break that the shipped rules declare.
 MIXED = LawCase(
-    shapes={"low": (6, 5, 4), "top": (5, 7, 3)},
+    shapes={"layers.0.up": (6, 5, 4), "layers.1.up": (6, 5, 4), "top": (5, 7, 3)},
     scale=2.0,
     clients=(
-        Holder(ranks={"low": 4, "top": 3}, weight=1.0, seed=1),
-        Holder(ranks={"low": 1}, weight=3.0, seed=2),
+        Holder(ranks={"layers.0.up": 4, "layers.1.up": 2, "top": 3}, weight=1.0, seed=1),
+        Holder(ranks={"layers.0.up": 1}, weight=3.0, seed=2),
         Holder(ranks={"top": 1}, weight=2.0, seed=3),
     ),
     seed=7,
@@ -82,7 +82,7 @@ MIXED = LawCase(
 @st.composite
 def law_cases(draw: st.DrawFn) -> LawCase:
     """One to three sites, one to four clients of unlike ranks, some of which hold nothing."""
-    sites = ["low", "mid", "top"][: draw(st.integers(1, 3))]
+    sites = ["layers.0.up", "layers.1.up", "top"][: draw(st.integers(1, 3))]
     widths = st.integers(4, 7)
     shapes = {site: (draw(widths), draw(widths), draw(st.integers(1, 4))) for site in sites}
     clients = []

@@ -92,7 +92,7 @@ def test_a_break_that_is_not_declared_is_shown_on_the_smallest_case():
     assert {name for name, finding in found.items() if not finding.passed} == {"L6"}
     # A mean of two factors is off as soon as two clients are, or one holds less: one site, two clients.
     assert found["L6"].case.count("with weight") == 2
-    assert found["L6"].case.startswith("scale 0.5; sites 'low' 4 -> 4 of rank 1")
+    assert found["L6"].case.startswith("scale 0.5; sites 'layers.0.up' 4 -> 4 of rank 1")
     assert "  FAILED  L6    does not hold, and the rule's breaks do not say so" in report.to_text()
     assert report.to_text().endswith("rung: none")
 

@@ -144,6 +144,7 @@ def test_shipped_policies_claim_what_their_tests_show(repository):
         "flora",
         "heterofl",
         "hetlora",
+        "inclusivefl",
     }
 
 
