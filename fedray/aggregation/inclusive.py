@@ -1,4 +1,4 @@
-"""Momentum distillation (InclusiveFL): a shallow model's last block learns from what deeper ones have on top."""
+"""Momentum distillation (InclusiveFL): a shallow model's last block learns from those that deeper ones add."""
 
 import re
 from collections import defaultdict
