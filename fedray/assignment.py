@@ -6,15 +6,41 @@ yet is refused here with a sentence, never ignored further down.
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
 from fedray.codec_names import check_cut_codec, check_update_codecs
 from fedray.errors import ConfigError
 from fedray.exits import check_exits
-from fedray.trained import PARTS, Part, Prompt, Weights, check_prompt, check_weights
+from fedray.trained import (
+    PARTS,
+    HeadOnly,
+    Lora,
+    Prompt,
+    Weights,
+    check_lora,
+    check_prompt,
+    check_weights,
+    lora_on_top,
+    weights_on_top,
+)
 from fedray.width import Width, check_width
+
+__all__ = [
+    "ATTENTIONS",
+    "DTYPES",
+    "WEIGHT_BITS",
+    "Adapter",
+    "Assignment",
+    "Attention",
+    "Dtype",
+    "HeadOnly",
+    "Lora",
+    "WeightBits",
+    "lora_on_top",
+    "of_whole_blocks",
+    "weights_on_top",
+]
 
 Dtype = Literal["fp32", "bf16"]
 Attention = Literal["eager", "memory_efficient"]
@@ -22,31 +48,6 @@ DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 ATTENTIONS: tuple[Attention, ...] = ("eager", "memory_efficient")
 WeightBits = Literal[8, 4]
 WEIGHT_BITS: tuple[WeightBits, ...] = (8, 4)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lora:
-    """LoRA (2106.09685) on chosen linears, with a rank of its own in every block.
-
-    Attributes:
-        ranks: one per block, in order; 0 leaves that block frozen. Of the blocks the client executes,
-            or, under a cut, of the whole model: the server's blocks have ranks too.
-        targets: the adapted linears by the last part of their module name (``"query"``, ``"q_proj"``).
-        scale: alpha / rank, the factor on B A. One scale for all ranks keeps a rank a matter of
-            capacity and not of step size.
-        train_a: false leaves A as it was drawn before round 1 and trains B alone (FFA-LoRA, 2403.12313): A
-            has no gradient and no optimizer state, and is sent neither way: it follows from the run's seed.
-    """
-
-    ranks: tuple[int, ...]
-    targets: tuple[str, ...]
-    scale: float = 2.0
-    train_a: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadOnly:
-    """No adapter: the task's head alone is trained."""
 
 
 Adapter = Lora | Weights | Prompt | HeadOnly
@@ -80,6 +81,8 @@ class Assignment:
         weight_bits: bits of the frozen linears of the client's own blocks, 8 or 4; None is the dtype's own.
         exits: depths, in blocks, at which the client trains a head of its own, all by one loss. Where the
             last one is the client's whole depth, its head is there and the model's last one is absent.
+        perturbations: random directions along which a forward-only client looks at its loss in every step, to
+            do without a backward pass (`fedray.training.forward_only`); 0 has one.
 
     Raises:
         ConfigError: at construction, for a value out of range or a combination not supported.
@@ -101,6 +104,7 @@ class Assignment:
     width: Width | None = None
     weight_bits: WeightBits | None = None
     exits: tuple[int, ...] = ()
+    perturbations: int = 0
 
     def __post_init__(self) -> None:
         _check_what_is_frozen(self)
@@ -115,7 +119,7 @@ class Assignment:
         _check_local_work(self)
         match self.adapter:
             case Lora():
-                _check_lora(self.adapter, self)
+                check_lora(self.adapter, split=self.split, num_blocks=self.cut, tail=self.tail)
             case Weights():
                 check_weights(self.adapter, split=self.split, num_blocks=self.cut)
             case Prompt():
@@ -126,6 +130,7 @@ class Assignment:
                 assert_never(self.adapter)
         if self.recompute and not self._recomputes_something():
             raise ConfigError("recompute needs a trained block of the client's own: drop it or give a rank.")
+        _check_forward_only(self)
 
     @property
     def cut(self) -> int:
@@ -232,11 +237,9 @@ class Assignment:
 
     def __str__(self) -> str:
         """A short reading for tables: ``rank 8 on the top 2 of 6, recompute, batch 4``."""
-        parts = [_adapter_words(self)]
+        parts = [_adapter_words(self) + _forward_words(self)]
         if self.is_submodel:
             parts.append(f"blocks {','.join(map(str, self.blocks))}")
-        if self.exits:
-            parts.append(f"exits {','.join(map(str, self.exits))}")
         if self.width is not None:
             parts.append(f"width {self.width}")
         if self.split:
@@ -247,6 +250,8 @@ class Assignment:
             parts.append(f"{self.weight_bits}-bit weights")
         if self.recompute:
             parts.append("recompute")
+        if self.exits:
+            parts.append(f"exits {','.join(map(str, self.exits))}")
         parts += [
             f"{way} {codec}"
             for way, codec in (("up", self.up_codec), ("down", self.down_codec))
@@ -257,32 +262,6 @@ class Assignment:
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-
-
-def lora_on_top(
-    num_blocks: int,
-    depth: int,
-    rank: int,
-    *,
-    targets: tuple[str, ...],
-    scale: float = 2.0,
-    train_a: bool = True,
-) -> Lora:
-    """A rank on the top ``depth`` of ``num_blocks`` blocks, the others frozen. Raises ConfigError."""
-    _check_depth(num_blocks, depth)
-    ranks = (0,) * (num_blocks - depth) + (rank,) * depth
-    return Lora(ranks=ranks, targets=targets, scale=scale, train_a=train_a)
-
-
-def weights_on_top(num_blocks: int, depth: int, part: Part, *, stem: bool = False) -> Weights:
-    """The weights of the top ``depth`` of ``num_blocks`` blocks, the others frozen. Raises ConfigError."""
-    _check_depth(num_blocks, depth)
-    return Weights(part=part, trained=(False,) * (num_blocks - depth) + (True,) * depth, stem=stem)
-
-
-def _check_depth(num_blocks: int, depth: int) -> None:
-    if not 1 <= depth <= num_blocks:
-        raise ConfigError(f"depth counts trained blocks from the top, 1 to {num_blocks}, found {depth}.")
 
 
 def _adapter_words(assignment: Assignment) -> str:
@@ -298,6 +277,11 @@ def _adapter_words(assignment: Assignment) -> str:
     ranks = sorted({rank for rank in assignment.adapter.ranks if rank})
     what = "" if assignment.adapter.train_a else " (B alone)"
     return f"rank {'/'.join(map(str, ranks))}{what} on {where}"
+
+
+def _forward_words(assignment: Assignment) -> str:
+    tried = assignment.perturbations
+    return f" forward only, {tried} direction{'s' if tried > 1 else ''}" if tried else ""
 
 
 def _cut_words(assignment: Assignment) -> str:
@@ -327,6 +311,18 @@ def _check_cut(assignment: Assignment) -> None:
         )
     if a.local_loss and not any(a.trained[: a.cut]):
         raise ConfigError("local_loss trains blocks below the cut, and none has a rank; give one or drop it.")
+
+
+def _check_forward_only(a: Assignment) -> None:
+    if a.perturbations < 0:
+        raise ConfigError(f"perturbations counts directions, 0 or more, found {a.perturbations}.")
+    if a.perturbations and (a.split or a.recompute):
+        wrong = "a server sends a gradient back" if a.split else "there is no backward pass to recompute for"
+        given = "a cut" if a.split else "recompute"
+        raise ConfigError(
+            f"perturbations = {a.perturbations} makes a forward-only client, and with {given} {wrong}; drop "
+            "one of the two."
+        )
 
 
 def _check_what_is_frozen(assignment: Assignment) -> None:
@@ -364,22 +360,3 @@ def _check_blocks(assignment: Assignment) -> None:
         raise ConfigError(f"Below a cut a client runs blocks 0, 1, ... in order, found {a.blocks}.")
     if not a.split and not (a.blocks and ascending):
         raise ConfigError(f"An assignment runs some blocks in ascending order, found {a.blocks}.")
-
-
-def _check_lora(lora: Lora, assignment: Assignment) -> None:
-    num_blocks, num_ranks, tail = assignment.cut, len(lora.ranks), assignment.tail
-    if not assignment.split and num_ranks != num_blocks:
-        raise ConfigError(f"Lora needs one rank per block: {num_blocks} blocks, {num_ranks} ranks.")
-    if assignment.split and num_blocks + tail >= num_ranks:
-        raise ConfigError(
-            f"A cut leaves the server at least one block: {num_blocks} blocks and a tail of {tail} "
-            f"are all {num_ranks}; lower the cut, or give the whole model."
-        )
-    if min(lora.ranks) < 0 or max(lora.ranks) == 0:
-        raise ConfigError(f"Lora ranks are 0 or more, one above 0, found {lora.ranks}; HeadOnly has none.")
-    if not isinstance(lora.targets, tuple) or not lora.targets:
-        raise ConfigError(
-            f"Lora needs a tuple of at least one target linear, such as ('q_proj',), found {lora.targets!r}."
-        )
-    if not 0 < lora.scale < math.inf:
-        raise ConfigError(f"Lora scale (alpha / rank) must be a number above 0, found {lora.scale}.")

@@ -40,6 +40,7 @@ class Grid:
         widths: shares of the width that is kept along ``width_axes``; 1 is the whole. Without cuts or LoRA.
         exits: depths with a head of their own behind them, in every whole model; of each, as many leading
             blocks alone are offered too.
+        perturbations: random directions a step of forward-only clients; 0 has a backward pass. Without cuts.
         head_only: also offer the head alone, without an adapter.
         cuts: leading blocks that a client keeps while a server runs the others; with every other knob.
         tails: trailing blocks that it keeps too; ``cut_codecs`` what crosses a cut is sent as;
@@ -65,6 +66,7 @@ class Grid:
     scale: float = 2.0
     train_a: bool = True
     exits: tuple[int, ...] = ()
+    perturbations: tuple[int, ...] = (0,)
     head_only: bool = False
     num_epochs: int = 1
     max_steps: int | None = None
@@ -107,12 +109,16 @@ def build_menu(grid: Grid) -> tuple[Assignment, ...]:
 def _whole(grid: Grid) -> Iterator[Assignment]:
     adapters = _adapters(grid)
     steps = itertools.product(adapters, grid.recompute, grid.dtypes, grid.weight_bits, grid.batch_sizes)
-    links = itertools.product(grid.up_codecs, grid.down_codecs, _widths(grid))
-    for (adapter, recompute, dtype, bits, batch_size), (up, down, width) in itertools.product(steps, links):
+    links = itertools.product(grid.up_codecs, grid.down_codecs, _widths(grid), grid.perturbations)
+    for (adapter, recompute, dtype, bits, batch_size), (up, down, width, tried) in itertools.product(
+        steps, links
+    ):
         if width is not None and of_whole_blocks(adapter):
             continue  # whole blocks alone
         if bits is not None and isinstance(adapter, Weights):
             continue  # frozen weights alone
+        if tried and recompute:
+            continue  # nothing is kept for a backward pass
         yield Assignment(
             blocks=tuple(range(grid.num_blocks)),
             adapter=adapter,
@@ -127,6 +133,7 @@ def _whole(grid: Grid) -> Iterator[Assignment]:
             down_codec=down,
             width=width,
             exits=tuple(sorted(grid.exits)),
+            perturbations=tried,
         )
 
 
@@ -179,7 +186,7 @@ def _cut(grid: Grid, whole: tuple[Assignment, ...]) -> list[Assignment]:
     """Every whole entry at every cut, but for those that an assignment refuses."""
     menu: list[Assignment] = []
     refused: dict[tuple[str, object], ConfigError] = {}
-    of_full_width = [entry for entry in whole if entry.width is None]
+    of_full_width = [entry for entry in whole if entry.width is None and not entry.perturbations]
     for entry, cut, tail, codec, local_loss in itertools.product(
         of_full_width, grid.cuts, grid.tails, grid.cut_codecs, grid.local_loss
     ):
@@ -228,7 +235,7 @@ def _lora(grid: Grid, depth: int, rank: int) -> Lora:
 
 def _size(
     assignment: Assignment,
-) -> tuple[int, float, int, int, bool, int, bool, bool, int, int, bool, str, str, str]:
+) -> tuple[int, float, int, int, bool, int, bool, int, bool, int, int, bool, str, str, str]:
     return (
         assignment.sum_of_ranks,
         1.0 if assignment.width is None else assignment.width.share,
@@ -237,6 +244,7 @@ def _size(
         assignment.dtype == "fp32",
         assignment.weight_bits or 32,
         not assignment.recompute,
+        assignment.perturbations,
         not assignment.split,
         assignment.cut,
         assignment.tail,

@@ -347,6 +347,7 @@ def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignmen
             train_a=train_a,
             head_only=menu.head_only,
             exits=menu.exits,
+            perturbations=menu.perturbations,
             cuts=menu.cuts,
             tails=menu.tails,
             cut_codecs=menu.cut_codecs,

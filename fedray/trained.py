@@ -1,5 +1,6 @@
-"""What a client trains beside LoRA and the head: weights of the model's own, a few beside them, a prompt."""
+"""What a client trains beside the head: LoRA factors, weights of the model's own, a few beside, a prompt."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,31 @@ from fedray.errors import ConfigError
 
 Part = Literal["all", "bias", "ia3"]
 PARTS: dict[Part, str] = {"all": "all weights", "bias": "biases", "ia3": "IA3 vectors"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """LoRA (2106.09685) on chosen linears, with a rank of its own in every block.
+
+    Attributes:
+        ranks: one per block, in order; 0 leaves that block frozen. Of the blocks the client executes,
+            or, under a cut, of the whole model: the server's blocks have ranks too.
+        targets: the adapted linears by the last part of their module name (``"query"``, ``"q_proj"``).
+        scale: alpha / rank, the factor on B A. One scale for all ranks keeps a rank a matter of
+            capacity and not of step size.
+        train_a: false leaves A as it was drawn before round 1 and trains B alone (FFA-LoRA, 2403.12313): A
+            has no gradient and no optimizer state, and is sent neither way: it follows from the run's seed.
+    """
+
+    ranks: tuple[int, ...]
+    targets: tuple[str, ...]
+    scale: float = 2.0
+    train_a: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOnly:
+    """No adapter: the task's head alone is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +94,49 @@ def check_weights(weights: Weights, *, split: bool, num_blocks: int) -> None:
         raise ConfigError("IA3 rescales what blocks compute, and the stem has none of that; drop stem.")
     if weights.stem and not all(weights.trained):
         raise ConfigError("The stem's weights are trained with those of every block, or not at all.")
+
+
+def check_lora(lora: Lora, *, split: bool, num_blocks: int, tail: int) -> None:
+    """Raises ConfigError for what factors cannot be, of so many executed blocks."""
+    num_ranks = len(lora.ranks)
+    if not split and num_ranks != num_blocks:
+        raise ConfigError(f"Lora needs one rank per block: {num_blocks} blocks, {num_ranks} ranks.")
+    if split and num_blocks + tail >= num_ranks:
+        raise ConfigError(
+            f"A cut leaves the server at least one block: {num_blocks} blocks and a tail of {tail} "
+            f"are all {num_ranks}; lower the cut, or give the whole model."
+        )
+    if min(lora.ranks) < 0 or max(lora.ranks) == 0:
+        raise ConfigError(f"Lora ranks are 0 or more, one above 0, found {lora.ranks}; HeadOnly has none.")
+    if not isinstance(lora.targets, tuple) or not lora.targets:
+        raise ConfigError(
+            f"Lora needs a tuple of at least one target linear, such as ('q_proj',), found {lora.targets!r}."
+        )
+    if not 0 < lora.scale < math.inf:
+        raise ConfigError(f"Lora scale (alpha / rank) must be a number above 0, found {lora.scale}.")
+
+
+def lora_on_top(
+    num_blocks: int,
+    depth: int,
+    rank: int,
+    *,
+    targets: tuple[str, ...],
+    scale: float = 2.0,
+    train_a: bool = True,
+) -> Lora:
+    """A rank on the top ``depth`` of ``num_blocks`` blocks, the others frozen. Raises ConfigError."""
+    _check_depth(num_blocks, depth)
+    ranks = (0,) * (num_blocks - depth) + (rank,) * depth
+    return Lora(ranks=ranks, targets=targets, scale=scale, train_a=train_a)
+
+
+def weights_on_top(num_blocks: int, depth: int, part: Part, *, stem: bool = False) -> Weights:
+    """The weights of the top ``depth`` of ``num_blocks`` blocks, the others frozen. Raises ConfigError."""
+    _check_depth(num_blocks, depth)
+    return Weights(part=part, trained=(False,) * (num_blocks - depth) + (True,) * depth, stem=stem)
+
+
+def _check_depth(num_blocks: int, depth: int) -> None:
+    if not 1 <= depth <= num_blocks:
+        raise ConfigError(f"depth counts trained blocks from the top, 1 to {num_blocks}, found {depth}.")

@@ -1,4 +1,4 @@
-"""InclusiveFL (2202.08036): each client trains as many leading blocks as it can hold, with a head of its depth.
+"""InclusiveFL (2202.08036): each client trains as many leading blocks as it can hold, with one head behind.
 
 Reproduced: one head for each depth (``menu.exits``) and the model's last one for who holds all; blocks are
 averaged over the clients that hold them, heads over those of a depth, all alike; and momentum distillation:

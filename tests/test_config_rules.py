@@ -34,6 +34,7 @@ NO_EFFECT = [
     ({"menu": {"ranks": [4], "tunings": ["full"]}}, "menu.ranks"),
     ({"menu": {"prompt_tokens": [4]}}, "menu.prompt_tokens"),
     ({"training": {"exit_distillation": 0.5}}, "training.exit_distillation"),
+    ({"training": {"perturbation_scale": 0.01}}, "training.perturbation_scale"),
     ({"server": {"num_shards": 2}}, "server.num_shards"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),

@@ -1,4 +1,4 @@
-"""Momentum distillation (InclusiveFL): a shallow model's last block learns from those that deeper ones add."""
+"""InclusiveFL's momentum distillation: a shallow model learns in its last block what deeper ones do above."""
 
 import re
 from collections import defaultdict

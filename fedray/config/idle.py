@@ -99,6 +99,11 @@ IDLE = (
         because="without menu.exits; drop it or give exits",
     ),
     Idle(
+        keys=("training.perturbation_scale",),
+        when=lambda c: c.menu.perturbations == (0,),
+        because="without menu.perturbations above 0; drop it or give some",
+    ),
+    Idle(
         keys=("server",),
         when=lambda c: not c.menu.cuts,
         because="without menu.cuts, where every client runs whole models; drop it or give cuts",

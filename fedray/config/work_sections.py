@@ -32,6 +32,10 @@ class MenuSection(Section):
         description="Depths behind which a head of their own is trained; as many leading blocks are offered "
         "alone, too.",
     )
+    perturbations: AtLeastOne[Annotated[int, Field(ge=0)]] = Field(
+        (0,),
+        description="Random directions a step of a forward-only client, without a backward pass; 0 has one.",
+    )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
     weight_bits: AtLeastOne[Literal["all", 8, 4]] = Field(
@@ -100,6 +104,9 @@ class TrainingSection(Section):
     )
     exit_ramp_rounds: Count | None = Field(
         None, description="DepthFL: rounds over which that weight rises to its whole; 300 if absent."
+    )
+    perturbation_scale: Positive = Field(
+        1e-3, description="How far a forward-only client looks to both sides along a direction."
     )
     weight_decay: NotNegative = Field(0.0, description="Decoupled for adamw, added to the gradient for sgd.")
     momentum: PartShare = Field(0.0, description="Of sgd.")

@@ -23,6 +23,7 @@ from fedray.observable import Observable
 from fedray.training.boundary import read_by_loss
 from fedray.training.client_half import ClientHalf
 from fedray.training.data import Rows
+from fedray.training.forward_only import Directions
 from fedray.training.held import weights
 from fedray.training.job import Job
 from fedray.training.lone_client import LoneClient
@@ -121,6 +122,9 @@ class MetaSteps:
         sent = self.adapter(assignment)
         stack = stack_of([sent], subject.optimizer, "meta")
         stack.statistics = statistics_of(subject.observables, anatomy, assignment, stack.steps)
+        if assignment.perturbations:
+            scale = subject.optimizer.perturbation_scale
+            stack.directions = Directions([0], [sent], assignment.perturbations, scale)
         batch = subject.meta_batch(shape.rows, shape.tokens)
         if observer is not None:
             observer.hold(weights(anatomy, assignment), "weights")
@@ -133,7 +137,7 @@ class MetaSteps:
 
         def loss_then_backward(factors: Any, head: Any) -> torch.Tensor:
             losses = loss(factors, head)
-            if isinstance(counter, OpCounter):
+            if isinstance(counter, OpCounter) and not assignment.perturbations:
                 counter.direction = "backward"
             return losses
 

@@ -35,6 +35,7 @@ class LocalOptimizer:
         exit_distillation: of DepthFL: the weight with which the heads at a client's exits learn from each
             other; 0 is plain.
         exit_ramp_rounds: rounds over which that weight rises to its whole.
+        perturbation_scale: how far a forward-only client looks to both sides of where it stands.
     """
 
     optim: Optim = "adamw"
@@ -51,6 +52,7 @@ class LocalOptimizer:
     tail_gamma: float = 0.99
     exit_distillation: float = 0.0
     exit_ramp_rounds: int = 300
+    perturbation_scale: float = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse what cannot take effect. Raises ConfigError."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedray.adapter import WEIGHTS
 from fedray.model.sites import StackedFactors
+from fedray.training.forward_only import Directions
 from fedray.training.observables import BlockStatistics
 from fedray.training.optimizer import LocalOptimizer, clip_per_client
 from fedray.training.packed import LossOfClients, Observer
@@ -45,6 +46,7 @@ class Stack:
         self.steps = steps
         self.tails: Mapping[str, Tensor] = {}  # by site which ranks are a client's last, [C, R], if pulled
         self.statistics: BlockStatistics | None = None  # looks on at every step, if given
+        self.directions: Directions | None = None  # stand in for a backward pass, if given
 
     def step(
         self, loss: LossOfClients, members: Tensor | None = None, observer: Observer | None = None
@@ -57,12 +59,13 @@ class Stack:
             observer: told of gradients and of the optimizer's phase.
 
         Returns:
-            The members' losses before the step, [M], without graph.
+            The members' losses before the step, [M], without graph; without a backward pass the mean of those
+            that were looked at around there.
         """
+        if self.directions is not None:
+            return self._forward_only(self.directions, loss, members, observer)
         leaves = self.leaves(members, observer)
-        factors, head = self.parts(leaves, members)
-        own = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
-        losses = loss({**factors, **own}, head)
+        losses = self._losses(loss, leaves, members)
         if observer is not None:
             observer.enter(("loss", 0), "activations")
         grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
@@ -70,6 +73,40 @@ class Stack:
             observer.enter(("optimizer", 0), "optimizer")
         self.update(leaves, grads, members)
         return losses.detach()
+
+    def _losses(self, loss: LossOfClients, tensors: Mapping[str, Tensor], members: Tensor | None) -> Tensor:
+        factors, head = self.parts(tensors, members)
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)}
+        return loss({**factors, **own}, head)
+
+    @torch.no_grad()
+    def _forward_only(
+        self, directions: Directions, loss: LossOfClients, members: Tensor | None, observer: Observer | None
+    ) -> Tensor:
+        leaves = {name: self._take(param, members) for name, param in self.params.items()}
+        who = range(len(self.steps)) if members is None else members.tolist()
+        scale, count = directions.scale, directions.count
+        grads = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        if observer is not None:
+            observer.hold(grads, "gradients")
+        total = torch.zeros_like(self.steps[: len(who)])
+        for number in range(count):
+            drawn = directions.drawn(leaves, who, number)
+            if observer is not None:
+                observer.hold(list(drawn.values()), "gradients")
+            more, less = (
+                self._losses(loss, {name: leaf + at * drawn[name] for name, leaf in leaves.items()}, members)
+                for at in (scale, -scale)
+            )
+            slope = (more - less) / (2 * scale * count)  # [M]
+            for grad, direction in zip(grads, drawn.values(), strict=True):
+                grad.add_(direction * slope.view((-1,) + (1,) * (grad.dim() - 1)))
+            total += (more + less) / (2 * count)
+        directions.step(who)
+        if observer is not None:
+            observer.enter(("optimizer", 0), "optimizer")
+        self.update(leaves, grads, members)
+        return total
 
     def leaves(self, members: Tensor | None, observer: Observer | None = None) -> dict[str, Tensor]:
         """The members' tensors by flat name, [M, ...] each, that a backward pass finds gradients of."""

@@ -20,6 +20,7 @@ from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
 from fedray.seeds import derive_seed
 from fedray.trained import Weights
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Rows, batch_plan, bucket
+from fedray.training.forward_only import Directions
 from fedray.training.job import Job, Update
 from fedray.training.narrow import NarrowBackbones
 from fedray.training.observables import KEPT_RANK, SQUARED_LOSS, statistics_of
@@ -85,7 +86,9 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
         frozen = a.dtype, a.weight_bits, _part(a)
-        groups[a.blocks, a.exits, cut, frozen, a.batch_size, adapted, job.attention].append(job)
+        groups[a.blocks, a.exits, a.perturbations, cut, frozen, a.batch_size, adapted, job.attention].append(
+            job
+        )
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():
         alike = sorted(group, key=_likeness)
@@ -137,6 +140,7 @@ def train_pack(
     course = replace(course, tight=tight, distillation=optimizer.distillation_in(jobs[0].round))
     stack = stack_of([job.sent for job in jobs], optimizer, workshop.device)
     stack.statistics = statistics_of(jobs[0].observables, backbone.anatomy, assignment, stack.steps)
+    stack.directions = directions_of(jobs, optimizer)
     if observer is not None:
         hold_stack(observer, stack, [job.sent for job in jobs])
     plans = [local_batches(workshop, job, longest_first=observer is not None) for job in jobs]
@@ -172,6 +176,15 @@ def train_pack(
     return [observed(update, {**blocks, **squares, **rank}) for update, blocks, squares, rank in found]
 
 
+def directions_of(jobs: Sequence[Job], optimizer: LocalOptimizer) -> Directions | None:
+    """The random directions of forward-only jobs; None for others."""
+    count = jobs[0].assignment.perturbations
+    if not count:
+        return None
+    seeds = [derive_seed(job.seed, "directions", job.round, job.client_id, job.dispatch) for job in jobs]
+    return Directions(seeds, [job.sent for job in jobs], count, optimizer.perturbation_scale)
+
+
 def _kept_rank(job: Job, trained: Adapter, gamma: float) -> dict[str, Tensor]:
     if KEPT_RANK not in job.observables:
         return {}
@@ -192,7 +205,9 @@ class _LossSums:
         counts = torch.tensor(num_rows, device=losses.device)
         self.losses.index_add_(0, at, losses * counts)
         if self.squares is not None:
-            self._square_sums.index_add_(0, at, self.squares.pop() * counts)
+            # A forward-only client looked several times; all looks are near where it stands.
+            self._square_sums.index_add_(0, at, torch.stack(self.squares).mean(0) * counts)
+            self.squares.clear()
 
     def mean_squares(self, num_rows: Sequence[int]) -> list[dict[str, Tensor]]:
         """Each client's statistic, over all the rows it saw."""
