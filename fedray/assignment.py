@@ -68,7 +68,8 @@ class Assignment:
             ``int8`` or ``int4`` with a scale per token, ``top10`` (the largest 10 % of each token).
         up_codec: what the client's own share of its update is sent as: ``none``, ``bf16``, ``int8`` or
             ``int4`` with scales, ``top10`` (the largest 10 % of each tensor), ``rank4`` (each matrix cut to
-            four ranks). What the last two leave out stays with the client and joins its next update.
+            four ranks). What the last two leave out stays with the client and joins its next update. Of
+            forward-only clients also ``seeds256``: a number for each of as many shared seeds.
         down_codec: what the share that it starts from is sent as, likewise; its update is a delta against
             what it received.
         adapter: what is trained beside the head.
@@ -109,7 +110,9 @@ class Assignment:
     def __post_init__(self) -> None:
         _check_what_is_frozen(self)
         _check_cut(self)
-        check_update_codecs(up_codec=self.up_codec, down_codec=self.down_codec)
+        check_update_codecs(
+            up_codec=self.up_codec, down_codec=self.down_codec, perturbations=self.perturbations
+        )
         if self.width is not None:
             check_width(self.width, split=self.split, up_codec=self.up_codec)
         _check_blocks(self)

@@ -16,6 +16,7 @@ from fedray.assignment import (
     of_whole_blocks,
     weights_on_top,
 )
+from fedray.codec_names import num_seeds
 from fedray.errors import ConfigError
 from fedray.trained import Prompt, Weights
 from fedray.width import AXES, Axis, Width
@@ -117,6 +118,8 @@ def _whole(grid: Grid) -> Iterator[Assignment]:
             continue  # whole blocks alone
         if bits is not None and isinstance(adapter, Weights):
             continue  # frozen weights alone
+        if num_seeds(up) is not None and not tried:
+            continue  # forward-only clients alone
         if tried and recompute:
             continue  # nothing is kept for a backward pass
         yield Assignment(

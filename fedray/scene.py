@@ -36,7 +36,7 @@ from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
 from fedray.training.footprint import FootprintTracer, TraceSubject
-from fedray.training.link import refuse_codecs, without_idle_codecs
+from fedray.training.link import refuse_codecs, refuse_seeds, without_idle_codecs
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
 from fedray.training.own_weights import refuse_long_prompts, refuse_parts
 from fedray.training.partitions import Partitions
@@ -195,6 +195,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     if config.fleet.size_follows_memory:
         partitions = partitions_of(config, rows, fleet)
     optimizer = _optimizer(config, agreed_local_rules(config, chosen))
+    refuse_seeds(optimizer, menu)
     subject = TraceSubject(
         anatomies=anatomies,
         task=task,

@@ -66,7 +66,8 @@ class MenuSection(Section):
     whole: bool = Field(True, description="Offer whole models beside those with a cut.")
     up_codecs: AtLeastOne[str] = Field(
         ("none",),
-        description="An update is sent as: none, bf16, int8, int4, top1 to top99 (%), rank1, rank2, ...",
+        description="An update is sent as: none, bf16, int8, int4, top1 to top99 (%), rank1, rank2, "
+        "...; of forward-only clients seeds1, seeds2, ... (as many shared seeds).",
     )
     down_codecs: AtLeastOne[str] = Field(
         ("none",), description="What a client starts from is sent as: the same names."

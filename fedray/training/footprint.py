@@ -13,6 +13,7 @@ import torch
 
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment, Lora
+from fedray.codec_names import num_seeds
 from fedray.cost import Crossing, Footprint, PeakTerms, Roofline, ServerShare, WorkShape
 from fedray.model.counter import ByteCounter, OpCounter
 from fedray.model.load import TORCH_DTYPES
@@ -118,7 +119,9 @@ class FootprintTracer:
 
     def _counts(self, side: Side, assignment: Assignment, shape: WorkShape) -> StepCounts:
         # What its messages are coded with changes no step.
-        assignment = replace(assignment, up_codec="none", down_codec="none")
+        shared = num_seeds(assignment.up_codec) is not None  # of which a client keeps a sum each
+        up = assignment.up_codec if shared else "none"
+        assignment = replace(assignment, up_codec=up, down_codec="none")
         key = f"{side}{assignment.to_json()}{shape}"
         counts = self._on_disk.find(key)
         if counts is None:

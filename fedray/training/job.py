@@ -60,6 +60,7 @@ class Update:
             it travels. Of its own side of a cut minus what it was sent after the last averaging, or nothing
             where it keeps that.
         coded: the client's own share of the delta as it crosses; None if it failed, or before it is sent.
+        told: how far a forward-only client went along each shared direction, where that is all it sends.
         loss: mean over the client's real rows and all its steps.
         client_state: what the client keeps from now on, all of it; it crosses no link.
         statistics: what a policy's observables asked for, [num_blocks] each.
@@ -74,6 +75,7 @@ class Update:
     loss: float
     wall_seconds: float
     coded: Mapping[str, Tensor] | None = None
+    told: Tensor | None = None
     client_state: ClientState = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     message: str = ""

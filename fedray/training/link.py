@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Size, Tensor
+from torch import Size, Tensor, empty
 
 from fedray.adapter import Adapter, from_tensors
 from fedray.aggregation.rule import Aggregation
 from fedray.assignment import Assignment, Lora
+from fedray.codec_names import num_seeds
 from fedray.errors import ConfigError
 from fedray.model.anatomy import Anatomy
 from fedray.model.slices import narrowed
 from fedray.model.update_codecs import coded_layout, decode_tensors, encode_tensors, is_coded, leaves_out
 from fedray.model.wire import wire_bytes
 from fedray.seeds import derive_seed
+from fedray.training.forward_only import went
 from fedray.training.job import ClientState, Job, Update
+from fedray.training.optimizer import LocalOptimizer
 from fedray.training.own_side import OwnSide
 from fedray.training.shapes import empty_adapter
 from fedray.training.shares import client_share
@@ -31,6 +34,8 @@ Tensors = Mapping[str, Tensor]
 
 WAYS: tuple[Way, ...] = ("up", "down")
 _OWED = "owed."
+SEEDS = "seeds"
+_PULLS = ("head_learning_rate", "proximal_mu", "tail_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,8 @@ def arrived(job: Job, coded: Tensors) -> Adapter:
     """A client's own share of its update, as the server has it."""
     own = OwnSide.of(job.client_state)
     like = job.sent if own is None or job.keeps_own_side else own.begun
+    if SEEDS in coded:
+        return went(job, coded[SEEDS])
     decoded = decode_tensors(coded, like.tensors(), codec_of(job.assignment, "up"))
     return from_tensors(like, decoded, delta=True)
 
@@ -84,6 +91,8 @@ def on_its_way(job: Job, update: Update) -> Update:
     """A whole model's update as it travels: coded, without its delta; one that failed as it is."""
     if update.delta is None:
         return update
+    if update.told is not None:
+        return replace(update, delta=None, told=None, coded={SEEDS: update.told})
     sent = sent_up(job, update.delta)
     return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state)
 
@@ -105,6 +114,9 @@ def layout_of(own: Tensors, assignment: Assignment, way: Way) -> dict[str, Tenso
         ConfigError: there are tensors, and a codec makes none of them shorter.
     """
     codec = codec_of(assignment, way)
+    shared = num_seeds(codec)
+    if shared is not None:
+        return {SEEDS: empty(shared, device="meta")}
     if own and codec != "none" and not _changes(own, codec):
         raise ConfigError(
             f"{way}_codec {codec} has no effect on {assignment}: none of the {len(own)} tensors it sends "
@@ -116,6 +128,8 @@ def layout_of(own: Tensors, assignment: Assignment, way: Way) -> dict[str, Tenso
 def owed_like(own: Tensors, assignment: Assignment) -> list[Tensor]:
     """Tensors of the shapes that a client owes after an update, if it owed nothing else before."""
     codec = codec_of(assignment, "up")
+    if num_seeds(codec) is not None:
+        return []
     return [t for name, t in own.items() if leaves_out(codec) and is_coded(name, t, codec)]
 
 
@@ -149,6 +163,7 @@ def refuse_codecs(rule: Aggregation, assignments: Iterable[Assignment]) -> None:
     """Raises ConfigError for codecs under which a rule would not do what it says."""
     for assignment in assignments:
         up, down = (codec_of(assignment, way) for way in WAYS)
+        up = "none" if num_seeds(up) is not None else up
         if down != "none" and rule.averages_states:
             raise ConfigError(
                 f"down_codec {down} changes what clients start from, and aggregation {rule.name!r} averages "
@@ -163,7 +178,35 @@ def refuse_codecs(rule: Aggregation, assignments: Iterable[Assignment]) -> None:
             )
 
 
+def refuse_seeds(optimizer: LocalOptimizer, assignments: Iterable[Assignment]) -> None:
+    """Raises ConfigError where steps are more than the sum of slopes along directions."""
+    asked = next((a.up_codec for a in assignments if num_seeds(a.up_codec) is not None), None)
+    plain = LocalOptimizer(
+        optim="sgd",
+        learning_rate=optimizer.learning_rate,
+        max_grad_norm=None,
+        perturbation_scale=optimizer.perturbation_scale,
+        exit_distillation=optimizer.exit_distillation,
+        exit_ramp_rounds=optimizer.exit_ramp_rounds,
+        tail_gamma=optimizer.tail_gamma,
+    )
+    beside = [
+        name
+        for name in ("optim", "momentum", "weight_decay", "max_grad_norm", *_PULLS)
+        if getattr(optimizer, name) != getattr(plain, name)
+    ]
+    if asked is not None and beside:
+        raise ConfigError(
+            f"up_codec {asked} tells an update by sums of slopes, and training.{beside[0]} = "
+            f"{getattr(optimizer, beside[0])} makes another step of them; set training.optim: sgd and "
+            "max_grad_norm: null, without momentum, weight_decay, head_learning_rate or local rules."
+        )
+
+
 def _changes(own: Tensors, codec: str) -> bool:
+    shared = num_seeds(codec)
+    if shared is not None:
+        return wire_bytes({SEEDS: empty(shared, device="meta")}) < wire_bytes(dict(own))
     return any(is_coded(name, tensor, codec) for name, tensor in own.items())
 
 

@@ -123,8 +123,8 @@ class MetaSteps:
         stack = stack_of([sent], subject.optimizer, "meta")
         stack.statistics = statistics_of(subject.observables, anatomy, assignment, stack.steps)
         if assignment.perturbations:
-            scale = subject.optimizer.perturbation_scale
-            stack.directions = Directions([0], [sent], assignment.perturbations, scale)
+            _, job = self._alone(assignment, shape)
+            stack.directions = Directions([job], subject.optimizer, "meta")
         batch = subject.meta_batch(shape.rows, shape.tokens)
         if observer is not None:
             observer.hold(weights(anatomy, assignment), "weights")

@@ -98,9 +98,10 @@ class Stack:
                 self._losses(loss, {name: leaf + at * drawn[name] for name, leaf in leaves.items()}, members)
                 for at in (scale, -scale)
             )
-            slope = (more - less) / (2 * scale * count)  # [M]
+            slope = (more - less) / (2 * scale)  # [M]
             for grad, direction in zip(grads, drawn.values(), strict=True):
-                grad.add_(direction * slope.view((-1,) + (1,) * (grad.dim() - 1)))
+                grad.add_(direction * slope.view((-1,) + (1,) * (grad.dim() - 1)), alpha=1 / count)
+            directions.along(who, number, slope)
             total += (more + less) / (2 * count)
         directions.step(who)
         if observer is not None:

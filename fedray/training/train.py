@@ -140,7 +140,8 @@ def train_pack(
     course = replace(course, tight=tight, distillation=optimizer.distillation_in(jobs[0].round))
     stack = stack_of([job.sent for job in jobs], optimizer, workshop.device)
     stack.statistics = statistics_of(jobs[0].observables, backbone.anatomy, assignment, stack.steps)
-    stack.directions = directions_of(jobs, optimizer)
+    if assignment.perturbations:
+        stack.directions = Directions(jobs, optimizer, workshop.device)
     if observer is not None:
         hold_stack(observer, stack, [job.sent for job in jobs])
     plans = [local_batches(workshop, job, longest_first=observer is not None) for job in jobs]
@@ -172,17 +173,13 @@ def train_pack(
         _kept_rank(job, after, workshop.optimizer.tail_gamma)
         for job, after in zip(jobs, trained, strict=True)
     ]
+    if stack.directions is not None and stack.directions.told:
+        updates = [
+            replace(update, told=None if update.delta is None else told.cpu())
+            for update, told in zip(updates, stack.directions.told, strict=True)
+        ]
     found = zip(updates, seen_of, sums.mean_squares(seen), kept, strict=True)
     return [observed(update, {**blocks, **squares, **rank}) for update, blocks, squares, rank in found]
-
-
-def directions_of(jobs: Sequence[Job], optimizer: LocalOptimizer) -> Directions | None:
-    """The random directions of forward-only jobs; None for others."""
-    count = jobs[0].assignment.perturbations
-    if not count:
-        return None
-    seeds = [derive_seed(job.seed, "directions", job.round, job.client_id, job.dispatch) for job in jobs]
-    return Directions(seeds, [job.sent for job in jobs], count, optimizer.perturbation_scale)
 
 
 def _kept_rank(job: Job, trained: Adapter, gamma: float) -> dict[str, Tensor]:
@@ -364,6 +361,7 @@ def hold_stack(observer: Observer, stack: Stack, sent: Sequence[Adapter]) -> Non
         *stack.scales.values(),
         *stack.tails.values(),
         stack.steps,
+        *(stack.directions.told if stack.directions is not None else ()),
     ]
     observer.hold(kept, "adapters")
     observer.hold([m for kind in stack.moments for m in kind] + stack.anchors, "optimizer")

@@ -9,10 +9,12 @@ from fedray.assignment import Assignment, lora_on_top
 from fedray.cost import WorkShape
 from fedray.errors import ConfigError
 from fedray.menu import Grid, build_menu
+from fedray.model.wire import wire_bytes
 from fedray.training.audit import audit
 from fedray.training.forward_only import Directions
+from fedray.training.link import as_received, on_its_way, refuse_seeds
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.train import directions_of, form_packs, train_pack
+from fedray.training.train import form_packs, train_pack
 from lone import DEEP, Case, real, tracer
 from shop import BLOCKS, TARGETS, assign, b_alone, build, job
 from tiny_run import assert_same_adapter, merged, played, save_fleet
@@ -31,7 +33,7 @@ def test_a_step_along_one_direction_is_its_slope_times_it(family):
     own = job(workshop, family, 0, one_step(family, 1))
     plain = replace(own, assignment=one_step(family, 0))
     (estimated,), (exact,) = train_pack(workshop, [own]), train_pack(workshop, [plain])
-    directions = directions_of([own], SGD)
+    directions = Directions([own], SGD, "cpu")
     leaves = {name: tensor[None] for name, tensor in own.sent.tensors().items()}
     drawn = {name: tensor[0] for name, tensor in directions.drawn(leaves, [0], 0).items()}
     moved = exact.delta.tensors()  # -0.05 times the gradient that autograd finds
@@ -78,24 +80,24 @@ def test_clients_of_unlike_ranks_and_depths_step_together_as_alone():
 
 
 def test_what_pads_a_client_gets_no_direction():
-    sent = [assign("bert", BLOCKS, rank) for rank in (1, 4)]
     workshop = build("bert", [4, 4], SGD)
-    jobs = [job(workshop, "bert", i, replace(entry, perturbations=1)) for i, entry in enumerate(sent)]
-    directions = directions_of(jobs, SGD)
-    site = next(iter(jobs[0].sent.factors))
-    leaves = {f"{site}.lora_A": torch.zeros(2, 4, 16)}
-    shapes = [{f"{site}.lora_A": own.sent.factors[site].a.shape} for own in jobs]
-    directions._shapes = shapes
-    drawn = directions.drawn(leaves, [0, 1], 0)[f"{site}.lora_A"]
-    assert not drawn[0, 1:].any()
-    assert drawn[0, 0].all()
-    assert drawn[1].all()
+    jobs = [
+        job(workshop, "bert", i, assign("bert", BLOCKS, rank, perturbations=1))
+        for i, rank in enumerate((1, 4))
+    ]
+    leaves = {name: torch.stack([tensor, tensor]) for name, tensor in jobs[1].sent.tensors().items()}
+    drawn = Directions(jobs, SGD, "cpu").drawn(leaves, [0, 1], 0)
+    for site in jobs[0].sent.factors:
+        a = drawn[f"{site}.lora_A"]
+        assert not a[0, 1:].any()
+        assert a[0, 0].all()
+        assert a[1].all()
 
 
 def test_every_step_and_every_client_has_directions_of_its_own():
     workshop = build("bert", [4, 4], SGD)
     jobs = [job(workshop, "bert", i, assign("bert", BLOCKS, 2, perturbations=2)) for i in range(2)]
-    directions = directions_of(jobs, SGD)
+    directions = Directions(jobs, SGD, "cpu")
     leaves = {name: torch.stack([tensor, tensor]) for name, tensor in jobs[0].sent.tensors().items()}
 
     def first(number):
@@ -144,8 +146,88 @@ def test_what_it_needs_is_in_the_footprint_and_there_is_no_backward_pass(family,
     assert footprint.peak_bytes < plain.peak_bytes
 
 
-def test_directions_alone_tell_how_far_they_look():
-    assert Directions([1], [], 2, 0.5).scale == 0.5
+# A number for each shared seed.
+
+
+def seeded(family, client, workshop, seeds=16, **changes):
+    entry = assign(family, BLOCKS, 2, perturbations=2, up_codec=f"seeds{seeds}", **changes)
+    return job(workshop, family, client, entry)
+
+
+def test_the_server_works_out_of_a_number_a_seed_what_the_client_did():
+    workshop = build("bert", [9, 5], SGD)
+    jobs = [seeded("bert", client, workshop) for client in range(2)]
+    for own, update in zip(jobs, train_pack(workshop, jobs), strict=True):
+        sent = on_its_way(own, update)
+        assert sent.delta is None
+        assert {name: tuple(t.shape) for name, t in sent.tensors().items()} == {"seeds": (16,)}
+        came = as_received(own, sent)
+        for name, moved in update.delta.tensors().items():
+            torch.testing.assert_close(came.delta.tensors()[name], moved, rtol=1e-4, atol=1e-5)
+
+
+def test_clients_of_one_run_share_their_directions_and_those_of_another_do_not():
+    workshop = build("bert", [4, 4], SGD)
+    one, two = (seeded("bert", client, workshop, seeds=1) for client in range(2))
+    leaves = {name: tensor[None] for name, tensor in one.sent.tensors().items()}
+    name = next(iter(leaves))
+    first, second, other = (
+        Directions([own], SGD, "cpu").drawn(leaves, [0], 0)[name] for own in (one, two, replace(one, seed=8))
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_what_crosses_is_as_long_as_the_seeds_are_many_whatever_is_trained():
+    case = Case(
+        family="bert",
+        assignment=Assignment(
+            blocks=tuple(range(DEEP)),
+            adapter=lora_on_top(DEEP, DEEP, 4, targets=TARGETS["bert"]),
+            batch_size=3,
+            perturbations=2,
+            up_codec="seeds64",
+        ),
+        shape=WorkShape(rows=3, tokens=32, attention="memory_efficient"),
+        optimizer=SGD,
+    )
+    workshop, own = real(case)
+    footprint = tracer(case, workshop)(case.assignment, case.shape)
+    (update,) = train_pack(workshop, [own])
+    sent = on_its_way(own, update)
+    assert footprint.up_bytes == wire_bytes(sent.tensors()) < footprint.down_bytes / 10
+    assert footprint.peak_bytes == pytest.approx(audit(workshop, own).peak_bytes, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optim": "adamw"}, "training.optim = adamw makes another step of them"),
+        ({"max_grad_norm": 1.0}, "training.max_grad_norm = 1.0 makes another step"),
+        ({"momentum": 0.9}, "training.momentum = 0.9 makes another step"),
+        ({"head_learning_rate": 0.1}, "training.head_learning_rate = 0.1 makes another step"),
+        ({"proximal_mu": 0.1}, "training.proximal_mu = 0.1 makes another step"),
+    ],
+)
+def test_steps_that_are_more_than_slopes_are_refused_with_seeds(changes, words):
+    entry = assign("bert", BLOCKS, 2, perturbations=2, up_codec="seeds16")
+    refuse_seeds(SGD, [entry])
+    with pytest.raises(ConfigError, match=f"up_codec seeds16 tells an update by sums of slopes, and {words}"):
+        refuse_seeds(replace(SGD, **changes), [entry])
+    refuse_seeds(replace(SGD, **changes), [replace(entry, up_codec="none")])
+
+
+def test_seeds_without_directions_are_refused_and_left_out_of_a_menu():
+    with pytest.raises(
+        ConfigError, match="up_codec seeds16 sends how far a client went along shared directions"
+    ):
+        assign("bert", BLOCKS, 2, up_codec="seeds16")
+    with pytest.raises(ConfigError, match="down_codec is one of none, bf16"):
+        assign("bert", BLOCKS, 2, perturbations=2, down_codec="seeds16")
+    grid = Grid(num_blocks=2, targets=("query",), perturbations=(0, 4), up_codecs=("none", "seeds16"))
+    assert {(entry.perturbations, entry.up_codec) for entry in build_menu(grid)} == {
+        (0, "none"), (4, "none"), (4, "seeds16")
+    }  # fmt: skip
 
 
 # Menus and runs.
@@ -200,3 +282,20 @@ def test_who_has_no_memory_for_a_backward_pass_trains_without_one_beside_those_w
         if row.measured_peak_bytes is not None:
             assert row.measured_peak_bytes == pytest.approx(row.predicted_peak_bytes, rel=0.02)
     assert_same_adapter(progress.state.adapter, played(config).state.adapter)
+
+
+def test_a_run_that_sends_seeds_counts_what_was_predicted_and_learns(tiny):
+    config = merged(
+        tiny,
+        {
+            "menu": {"ranks": [2], "depths": ["all"], "perturbations": [4], "up_codecs": ["seeds32"]},
+            "training": {"optim": "sgd", "max_grad_norm": None, "learning_rate": 0.02},
+            "rounds": {"num_rounds": 3, "clients_per_round": 8},
+        },
+    )
+    progress = played(config)
+    for row in progress.clients:
+        assert row.outcome == "ok"
+        assert row.up_bytes == row.predicted_up_bytes < 300
+    losses = [row.loss for row in progress.rounds]
+    assert losses[-1] < losses[0]
