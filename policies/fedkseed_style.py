@@ -1,7 +1,7 @@
 """FedKSeed-style (2312.06353): clients never look back, and tell what they did by a number for each seed.
 
 Read were the abstract and summaries. Built: K seeds that all clients share (an ``up_codec`` of ``seedsK``);
-steps along random directions of these, from the losses at both sides (``menu.perturbations``), so that a client
+steps along random directions of these, from losses at both sides (``menu.perturbations``), so that a client
 needs the memory of inference; and a message of K numbers, from which the server works out the update and
 averages as ever. Not built: the way down, where the paper sends the K sums of all rounds to be replayed from
 the pretrained weights and here the weights go; and seeds drawn with unlike chances.
