@@ -24,7 +24,7 @@ from fedray.trained import (
     lora_on_top,
     weights_on_top,
 )
-from fedray.width import Width, check_width
+from fedray.width import OrderedDropout, Width, check_ordered, check_width
 
 __all__ = [
     "ATTENTIONS",
@@ -82,6 +82,7 @@ class Assignment:
         weight_bits: bits of the frozen linears of the client's own blocks, 8 or 4; None is the dtype's own.
         exits: depths, in blocks, at which the client trains a head of its own, all by one loss. Where the
             last one is the client's whole depth, its head is there and the model's last one is absent.
+        ordered: parts of the width of which one is drawn for every step; None trains all of it in each.
         perturbations: random directions along which a forward-only client looks at its loss in every step, to
             do without a backward pass (`fedray.training.forward_only`); 0 has one.
 
@@ -106,6 +107,7 @@ class Assignment:
     weight_bits: WeightBits | None = None
     exits: tuple[int, ...] = ()
     perturbations: int = 0
+    ordered: OrderedDropout | None = None
 
     def __post_init__(self) -> None:
         _check_what_is_frozen(self)
@@ -134,6 +136,7 @@ class Assignment:
         if self.recompute and not self._recomputes_something():
             raise ConfigError("recompute needs a trained block of the client's own: drop it or give a rank.")
         _check_forward_only(self)
+        _check_ordered(self, self.ordered)
 
     @property
     def cut(self) -> int:
@@ -234,6 +237,8 @@ class Assignment:
             ]
             if fields["width"] is not None:
                 fields["width"] = Width(**_with_tuples(fields["width"]))
+            if fields.get("ordered") is not None:
+                fields["ordered"] = OrderedDropout(**_with_tuples(fields["ordered"]))
             return Assignment(adapter=kind(**_with_tuples(adapter)), **_with_tuples(fields))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"Not an assignment: {text!r} ({error}).") from error
@@ -243,8 +248,7 @@ class Assignment:
         parts = [_adapter_words(self) + _forward_words(self)]
         if self.is_submodel:
             parts.append(f"blocks {','.join(map(str, self.blocks))}")
-        if self.width is not None:
-            parts.append(f"width {self.width}")
+        parts += _width_words(self)
         if self.split:
             parts.append(_cut_words(self))
         if self.dtype != "fp32":
@@ -280,6 +284,14 @@ def _adapter_words(assignment: Assignment) -> str:
     ranks = sorted({rank for rank in assignment.adapter.ranks if rank})
     what = "" if assignment.adapter.train_a else " (B alone)"
     return f"rank {'/'.join(map(str, ranks))}{what} on {where}"
+
+
+def _width_words(assignment: Assignment) -> list[str]:
+    own = [] if assignment.width is None else [f"width {assignment.width}"]
+    if assignment.ordered is None:
+        return own
+    drawn = ", ".join(f"{share:g}" for share in assignment.ordered.shares)
+    return [*own, f"ordered dropout to {drawn} of {' and '.join(assignment.ordered.axes)}"]
 
 
 def _forward_words(assignment: Assignment) -> str:
@@ -325,6 +337,17 @@ def _check_forward_only(a: Assignment) -> None:
         raise ConfigError(
             f"perturbations = {a.perturbations} makes a forward-only client, and with {given} {wrong}; drop "
             "one of the two."
+        )
+
+
+def _check_ordered(a: Assignment, ordered: OrderedDropout | None) -> None:
+    if ordered is None:
+        return
+    check_ordered(ordered, a.width)
+    if not isinstance(a.adapter, Weights) or a.adapter.part != "all" or a.perturbations:
+        raise ConfigError(
+            "Ordered dropout leaves out trained weights and their gradients: it goes with full fine-tuning "
+            "and a backward pass."
         )
 
 

@@ -84,6 +84,49 @@ class Width:
         return f"{self.share:g} of {' and '.join(self.axes)}{where}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedDropout:
+    """FjORD (NeurIPS 2021): for each local step one of some leading parts of a client's width is drawn.
+
+    Attributes:
+        shares: of the whole model's width, ascending, each smaller than what the client holds; that is drawn
+            as well, and all are as likely.
+        axes: whose units are left out, of ``"heads"`` and ``"ffn"``: a step is then the narrower model's.
+
+    Raises:
+        ConfigError: at construction, for a value out of range.
+    """
+
+    shares: tuple[float, ...]
+    axes: tuple[Axis, ...] = ("ffn",)
+
+    def __post_init__(self) -> None:
+        if not self.shares or list(self.shares) != sorted(set(self.shares)):
+            raise ConfigError(f"Ordered dropout draws one of some ascending shares, found {self.shares}.")
+        for share in self.shares:
+            Width(share=share, axes=self.axes)
+        beyond = [axis for axis in self.axes if axis not in ("heads", "ffn")]
+        if beyond:
+            raise ConfigError(
+                f"Ordered dropout leaves out heads and ffn, for with {beyond[0]} norms and scores are of "
+                "another width; choose width_axes among these two."
+            )
+
+
+def check_ordered(ordered: OrderedDropout, width: Width | None) -> None:
+    """Raises ConfigError for parts that are none of what the client holds."""
+    if width is not None and (width.window != "prefix" or width.axes != ordered.axes):
+        raise ConfigError(
+            f"Ordered dropout of {' and '.join(ordered.axes)} trains leading parts of a leading part of the "
+            f"same axes, found a width {width}."
+        )
+    if width is not None and ordered.shares[-1] >= width.share:
+        raise ConfigError(
+            f"Ordered dropout draws shares below the {width.share:g} that the client holds, found "
+            f"{ordered.shares[-1]:g}."
+        )
+
+
 def check_width(width: Width, *, split: bool, up_codec: str) -> None:
     """Raises ConfigError for what a narrower client cannot have beside its width."""
     if split:

@@ -12,7 +12,10 @@ import pytest
 # The words that stand for nothing in particular; a name says what the thing is.
 BANNED = re.compile(r"Manager|Handler|Helper|Util|Wrapper|Base$|Base[A-Z]|Data$|Info$")
 # What a policy may know: values of the deciding floors. It never sees a tensor, an actor or the engine.
-POLICY_MAY_IMPORT = {"assignment", "cost", "errors", "policy", "seeds", "units", "menu", "known", "trained"}
+POLICY_MAY_IMPORT = {
+    *("assignment", "codec_names", "cost", "errors", "known", "menu", "policy", "seeds", "trained", "units"),
+    "width",
+}
 
 
 def modules(repository, *folders):

@@ -23,7 +23,6 @@ from fedray.observable import Observable
 from fedray.training.boundary import read_by_loss
 from fedray.training.client_half import ClientHalf
 from fedray.training.data import Rows
-from fedray.training.forward_only import Directions
 from fedray.training.held import weights
 from fedray.training.job import Job
 from fedray.training.lone_client import LoneClient
@@ -36,7 +35,7 @@ from fedray.training.shapes import empty_adapter
 from fedray.training.shares import server_share
 from fedray.training.short_steps import Side
 from fedray.training.task import Batch, Task
-from fedray.training.train import Workshop, hold_stack, stack_of
+from fedray.training.train import Workshop, follow, hold_stack, stack_of
 
 Counter = ByteCounter | OpCounter
 
@@ -122,9 +121,8 @@ class MetaSteps:
         sent = self.adapter(assignment)
         stack = stack_of([sent], subject.optimizer, "meta")
         stack.statistics = statistics_of(subject.observables, anatomy, assignment, stack.steps)
-        if assignment.perturbations:
-            _, job = self._alone(assignment, shape)
-            stack.directions = Directions([job], subject.optimizer, "meta")
+        _, job = self._alone(assignment, shape)
+        follow(stack, [job], subject.optimizer, subject.anatomies[assignment.dtype])
         batch = subject.meta_batch(shape.rows, shape.tokens)
         if observer is not None:
             observer.hold(weights(anatomy, assignment), "weights")

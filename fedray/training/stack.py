@@ -13,6 +13,7 @@ from fedray.model.sites import StackedFactors
 from fedray.training.forward_only import Directions
 from fedray.training.observables import BlockStatistics
 from fedray.training.optimizer import LocalOptimizer, clip_per_client
+from fedray.training.ordered import OrderedSteps
 from fedray.training.packed import LossOfClients, Observer
 from fedray.training.tails import pull_tails
 
@@ -47,6 +48,7 @@ class Stack:
         self.tails: Mapping[str, Tensor] = {}  # by site which ranks are a client's last, [C, R], if pulled
         self.statistics: BlockStatistics | None = None  # looks on at every step, if given
         self.directions: Directions | None = None  # stand in for a backward pass, if given
+        self.ordered: OrderedSteps | None = None  # says what part of its weights a step trains, if given
 
     def step(
         self, loss: LossOfClients, members: Tensor | None = None, observer: Observer | None = None
@@ -65,7 +67,11 @@ class Stack:
         if self.directions is not None:
             return self._forward_only(self.directions, loss, members, observer)
         leaves = self.leaves(members, observer)
-        losses = self._losses(loss, leaves, members)
+        part = leaves
+        if self.ordered is not None:
+            part = self.ordered.part(leaves, self._who(members))
+            self.ordered.step(self._who(members))
+        losses = self._losses(loss, part, members)
         if observer is not None:
             observer.enter(("loss", 0), "activations")
         grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
@@ -73,6 +79,9 @@ class Stack:
             observer.enter(("optimizer", 0), "optimizer")
         self.update(leaves, grads, members)
         return losses.detach()
+
+    def _who(self, members: Tensor | None) -> Sequence[int]:
+        return range(len(self.steps)) if members is None else members.tolist()
 
     def _losses(self, loss: LossOfClients, tensors: Mapping[str, Tensor], members: Tensor | None) -> Tensor:
         factors, head = self.parts(tensors, members)
@@ -84,7 +93,7 @@ class Stack:
         self, directions: Directions, loss: LossOfClients, members: Tensor | None, observer: Observer | None
     ) -> Tensor:
         leaves = {name: self._take(param, members) for name, param in self.params.items()}
-        who = range(len(self.steps)) if members is None else members.tolist()
+        who = self._who(members)
         scale, count = directions.scale, directions.count
         grads = [torch.zeros_like(leaf) for leaf in leaves.values()]
         if observer is not None:

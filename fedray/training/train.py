@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedray.adapter import WEIGHTS, Adapter, Factors, difference, is_finite
 from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
+from fedray.model.anatomy import Anatomy
 from fedray.seeds import derive_seed
 from fedray.trained import Weights
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Rows, batch_plan, bucket
@@ -25,6 +26,7 @@ from fedray.training.job import Job, Update
 from fedray.training.narrow import NarrowBackbones
 from fedray.training.observables import KEPT_RANK, SQUARED_LOSS, statistics_of
 from fedray.training.optimizer import LocalOptimizer
+from fedray.training.ordered import OrderedSteps
 from fedray.training.packed import Backbone, Observer, course_of, loss_of_clients
 from fedray.training.stack import Stack
 from fedray.training.tails import rank_after, tail_masks
@@ -86,9 +88,8 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
         frozen = a.dtype, a.weight_bits, _part(a)
-        groups[a.blocks, a.exits, a.perturbations, cut, frozen, a.batch_size, adapted, job.attention].append(
-            job
-        )
+        drawn = a.exits, a.perturbations, a.ordered
+        groups[a.blocks, drawn, cut, frozen, a.batch_size, adapted, job.attention].append(job)
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():
         alike = sorted(group, key=_likeness)
@@ -140,8 +141,7 @@ def train_pack(
     course = replace(course, tight=tight, distillation=optimizer.distillation_in(jobs[0].round))
     stack = stack_of([job.sent for job in jobs], optimizer, workshop.device)
     stack.statistics = statistics_of(jobs[0].observables, backbone.anatomy, assignment, stack.steps)
-    if assignment.perturbations:
-        stack.directions = Directions(jobs, optimizer, workshop.device)
+    follow(stack, jobs, optimizer, workshop.backbones[assignment.dtype].anatomy)
     if observer is not None:
         hold_stack(observer, stack, [job.sent for job in jobs])
     plans = [local_batches(workshop, job, longest_first=observer is not None) for job in jobs]
@@ -180,6 +180,15 @@ def train_pack(
         ]
     found = zip(updates, seen_of, sums.mean_squares(seen), kept, strict=True)
     return [observed(update, {**blocks, **squares, **rank}) for update, blocks, squares, rank in found]
+
+
+def follow(stack: Stack, jobs: Sequence[Job], optimizer: LocalOptimizer, whole: Anatomy) -> None:
+    """Give a stack what its clients' steps draw: directions of forward-only ones, parts of the width."""
+    assignment, device = jobs[0].assignment, str(stack.steps.device)
+    if assignment.perturbations:
+        stack.directions = Directions(jobs, optimizer, device)
+    if assignment.ordered is not None:
+        stack.ordered = OrderedSteps(jobs, whole, device)
 
 
 def _kept_rank(job: Job, trained: Adapter, gamma: float) -> dict[str, Tensor]:
@@ -362,6 +371,7 @@ def hold_stack(observer: Observer, stack: Stack, sent: Sequence[Adapter]) -> Non
         *stack.tails.values(),
         stack.steps,
         *(stack.directions.told if stack.directions is not None else ()),
+        *(stack.ordered.tensors() if stack.ordered is not None else ()),
     ]
     observer.hold(kept, "adapters")
     observer.hold([m for kind in stack.moments for m in kind] + stack.anchors, "optimizer")

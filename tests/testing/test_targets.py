@@ -139,6 +139,7 @@ def test_shipped_policies_claim_what_their_tests_show(repository):
         "fed_hello",
         "fedra",
         "fedrolex",
+        "fjord",
         "ffa",
         "flexlora",
         "flora",
