@@ -11,7 +11,7 @@ from fedray.assignment import Assignment
 from fedray.config import load_config
 from fedray.engine import run
 from fedray.errors import ConfigError, PolicyError
-from tiny_run import assert_same_adapter, merged, played, save_fleet
+from tiny_run import merged, played, save_fleet
 
 MENU = {
     "tunings": ["full"],
@@ -26,7 +26,7 @@ MENU = {
 def nested(tiny, tmp_path):
     # Room for a quarter, half or all of the feed-forward units, trained with AdamW.
     fleet = save_fleet(tmp_path / "unlike.csv", [330, 400, 900, 330, 400, 900, 330, 400])
-    rounds = {"num_rounds": 2, "clients_per_round": 8}
+    rounds = {"num_rounds": 1, "clients_per_round": 6}
     return merged(tiny, {"menu": MENU, "policy": "fjord", "fleet": fleet, "rounds": rounds})
 
 
@@ -54,11 +54,10 @@ def test_everybody_holds_the_widest_part_that_fits_and_draws_smaller_ones(nested
             assert row.measured_peak_bytes == pytest.approx(row.predicted_peak_bytes, rel=0.02)
             assert row.measured_peak_bytes <= row.memory_bytes
     assert drawn == {1.0: (0.25, 0.5), 0.5: (0.25,), 0.25: ()}
-    assert_same_adapter(result.adapter, run(load_config(nested), tmp_path / "again").adapter)
 
 
 def test_packs_change_nothing_but_rounding(nested, tmp_path):
-    sgd = merged(nested, {"training": {"optim": "sgd", "learning_rate": 0.05}})
+    sgd = merged(nested, {"training": {"optim": "sgd", "learning_rate": 0.05, "max_steps": 3}})
     one, other = (
         run(
             load_config(merged(sgd, {"packs": {"clients_per_pack": size}})), tmp_path / f"{size}"

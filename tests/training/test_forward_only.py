@@ -63,7 +63,7 @@ def test_many_directions_point_where_the_gradient_does():
 
     # Of d numbers and n directions the cosine is sqrt(n / (n + d + 1)) or so; d is 117.
     assert likeness(2) < 0.5
-    assert likeness(600) == pytest.approx((600 / 718) ** 0.5, abs=0.1)
+    assert likeness(150) == pytest.approx((150 / 268) ** 0.5, abs=0.12)
 
 
 def test_clients_of_unlike_ranks_and_depths_step_together_as_alone():
@@ -271,7 +271,7 @@ def test_who_has_no_memory_for_a_backward_pass_trains_without_one_beside_those_w
         {
             "menu": {"ranks": [2], "depths": ["all"], "perturbations": [0, 2]},
             "fleet": save_fleet(tmp_path / "unlike.csv", [140, 400] * 4),
-            "rounds": {"num_rounds": 2, "clients_per_round": 8},
+            "rounds": {"num_rounds": 1, "clients_per_round": 8},
         },
     )
     progress = played(config)
@@ -288,9 +288,9 @@ def test_a_run_that_sends_seeds_counts_what_was_predicted_and_learns(tiny):
     config = merged(
         tiny,
         {
-            "menu": {"ranks": [2], "depths": ["all"], "perturbations": [4], "up_codecs": ["seeds32"]},
-            "training": {"optim": "sgd", "max_grad_norm": None, "learning_rate": 0.02},
-            "rounds": {"num_rounds": 3, "clients_per_round": 8},
+            "menu": {"ranks": [2], "depths": [1], "perturbations": [2], "up_codecs": ["seeds32"]},
+            "training": {"optim": "sgd", "max_grad_norm": None, "learning_rate": 0.05, "max_steps": 4},
+            "rounds": {"num_rounds": 2, "clients_per_round": 8},
         },
     )
     progress = played(config)
