@@ -14,6 +14,7 @@ from fedray.policy import Cohort, Pace
 from fedray.price_sheet import compute_seconds_of, riders_of
 from fedray.scene import Scene
 from fedray.scheduler import Terms
+from fedray.shared_link import SharedLink
 from fedray.units import show_bytes
 
 
@@ -59,7 +60,16 @@ def trips_of(scene: Scene, outing: Outing) -> Trips:
         provision_bytes=terms.provision_bytes,
         riders=None if scene.server is None else riders,
         server=scene.server,
+        shared_link=_shared_link(scene),
     )
+
+
+def _shared_link(scene: Scene) -> SharedLink | None:
+    """The server's own, where the configuration says that it may be short."""
+    given = scene.config.server_link
+    if given.up_bps is None and given.down_bps is None:
+        return None
+    return SharedLink(up_bps=given.up_bps, down_bps=given.down_bps)
 
 
 def within_deadline(scene: Scene, outing: Outing) -> Outing:

@@ -84,6 +84,17 @@ class ActualSection(Section):
     )
 
 
+class ServerLinkSection(Section):
+    """The server's own link, which all who are on the way at once share evenly."""
+
+    up_bps: Positive | None = Field(
+        None, description="Bits a second that all updates together send; never short if absent."
+    )
+    down_bps: Positive | None = Field(
+        None, description="Bits a second that all clients together receive; never short if absent."
+    )
+
+
 class DeclaredShare(Section):
     """Each profile's share of time online, drawn anew for every round."""
 

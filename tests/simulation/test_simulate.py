@@ -45,6 +45,10 @@ SETTINGS = {
         "training": {"max_steps": 30},
         "actual": {"compute_drift": 500.0},
     },
+    "a server whose own link is short": {
+        "server_link": {"up_bps": 1.2e5, "down_bps": 5e5},
+        "actual": {"link_jitter": 0.3},
+    },
     "codecs and few bits": {
         "menu": {"weight_bits": ["all", 8], "up_codecs": ["int8"]},
         "policy": "everybody_smallest",
