@@ -101,7 +101,10 @@ def close_on_clock(scene: Scene, holdings: Holdings, outing: Outing, pace: Pace 
     if scene.config.dropouts:
         availability = scene.fleet.availability(cohort.client_ids)
         leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
-    offline = scene.presence.until(cohort.client_ids, outing.begins) - outing.begins
+    offline = np.minimum(
+        scene.presence.until(cohort.client_ids, outing.begins) - outing.begins,
+        scene.actual.crash_seconds(cohort.client_ids, cohort.round),
+    )
     closed = close_round(trips_of(scene, outing), pace or scene.pace, leaves, offline)
     _receive(scene, holdings, outing, np.flatnonzero(closed.received))
     return closed
