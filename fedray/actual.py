@@ -110,6 +110,17 @@ class Actual:
             down_bps=own.down_bps * links,
         )
 
+    def crash_seconds(self, client_ids: Ints, round_number: int) -> Floats:
+        """When each crashes, from the moment at which it is asked, [clients]; infinity where nobody does.
+
+        Crashes are as likely at any moment (exponential times), so a longer trip is lost more often.
+        """
+        if not self.section.crashes_per_hour:
+            return np.full(len(client_ids), np.inf)
+        drawn = uniforms(derive_seed(self.seed, "crashes", round_number), client_ids)[:, 0]
+        seconds: Floats = -np.log1p(-drawn) * 3600 / self.section.crashes_per_hour
+        return seconds
+
     def _factor(self, what: str, client_ids: Ints, spread: float, *path: int) -> Floats:
         """Lognormal with median 1, [clients]: a matter of the seed, the path and each client alone."""
         if not spread:

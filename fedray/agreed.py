@@ -14,16 +14,23 @@ def agreed_pace(config: Config, policy: LoadedPolicy | SelectedBy) -> Pace:
     if policy.pace is None:
         if "staleness" in given:
             given["staleness"] = Staleness(**given["staleness"])
-        return _without_cuts(config, Pace(**given))
+        return _possible(config, Pace(**given))
     if given:
         raise ConfigError(
             f"pace.{next(iter(given))} has no effect with the policy {policy.name!r}, which sets the pace "
             f"itself ({policy.pace}); drop the one or the other."
         )
-    return _without_cuts(config, policy.pace)
+    return _possible(config, policy.pace)
 
 
-def _without_cuts(config: Config, pace: Pace) -> Pace:
+def _possible(config: Config, pace: Pace) -> Pace:
+    link = config.server_link
+    if pace.late != "drop" and (link.up_bps is not None or link.down_bps is not None):
+        why = "who comes later slows down" if pace.joins else "how long sending takes is unknown to"
+        raise ConfigError(
+            f"pace.late: {pace.late} says at the start of a trip when it ends, and on a server_link {why} "
+            "whoever is on the way; drop one of the two."
+        )
     if pace.late != "drop" and config.menu.cuts:
         goes = "go at its own pace" if pace.joins else "stop when it has to"
         raise ConfigError(

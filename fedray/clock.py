@@ -2,7 +2,8 @@
 
 A trip has three parts, one after the other: receive (a round trip, then the frozen pieces still
 missing, then the adapter), compute, and send (a round trip, then the update). Bytes flow evenly
-after the round trip. Where a client has a cut, the middle part is its rides on the server's sweeps.
+after the round trip; where the server's own link is short, all who are on it share it. Where a client has a
+cut, the middle part is its rides on the server's sweeps.
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from fedray.record import Outcome
 from fedray.riders import Riders
 from fedray.riding import SpentRiding, spent_riding
 from fedray.seeds import derive_seed, uniforms
+from fedray.shared_link import SharedLink, Transferred, Transfers, transferred
 from fedray.timetable import Timetable, Travellers, timetable
 from fedray.virtual_server import VirtualServer
 
@@ -35,6 +37,7 @@ class Trips:
         provision_bytes: of frozen pieces that come before it.
         riders: what each does under its cut; None where nobody has one.
         server: that they ride; it comes with ``riders``.
+        shared_link: that all are on; None where it is never short. It goes with whole models alone.
     """
 
     client_ids: Ints
@@ -46,16 +49,17 @@ class Trips:
     provision_bytes: Ints
     riders: Riders | None = None
     server: VirtualServer | None = None
+    shared_link: SharedLink | None = None
 
     @property
     def receive_seconds(self) -> Floats:
-        """From the round's start until everything has reached the client."""
+        """From the round's start until everything has reached the client, if it alone is on the way."""
         received = self.provision_bytes + self.down_bytes
         return self.device.rtt_seconds + received * 8 / self.device.down_bps
 
     @property
     def send_seconds(self) -> Floats:
-        """From the last local step until the update has arrived."""
+        """From the last local step until the update has arrived, likewise."""
         return self.device.rtt_seconds + self.up_bytes * 8 / self.device.up_bps
 
 
@@ -118,8 +122,9 @@ def close_round(
     A client still on the way then is ``late`` and called off. A client that does not fit receives
     everything and is ``oom`` at its first step, which is charged no time.
 
-    Who leaves early makes room in the sweeps, so these are worked out twice: once with everybody, which
-    says how long each trip is and with ``leaves_after`` when it ends, and once without those who left.
+    Who leaves early makes room in the sweeps and on a shared link, so these are worked out twice: once with
+    everybody, which says how long each trip is and with ``leaves_after`` when it ends, and once without those
+    who left.
 
     Args:
         trips: of the clients that were given something; with nobody the round closes at second 0.
@@ -141,10 +146,10 @@ def close_round(
     leave = np.full(num_clients, np.inf) if leaves_after is None else leaves_after * middle.arrival_seconds
     if offline_seconds is not None:
         leave = np.minimum(leave, offline_seconds)
-    gone = np.where(trips.fits, leave, np.minimum(leave, trips.receive_seconds))
+    gone = np.where(trips.fits, leave, np.minimum(leave, middle.receive_seconds))
     if np.isfinite(gone).any():
         middle = _Middle(trips, gone)
-    finish = np.where(trips.fits, middle.arrival_seconds, trips.receive_seconds)
+    finish = np.where(trips.fits, middle.arrival_seconds, middle.receive_seconds)
     drops = leave < finish
     end = np.minimum(leave, finish)
     arrives = trips.fits & ~drops
@@ -180,7 +185,11 @@ class _Middle:
     def __init__(self, trips: Trips, gone_seconds: Floats) -> None:
         self._trips = trips
         self._table: Timetable | None = None
-        self.end_seconds = trips.receive_seconds + trips.compute_seconds
+        down = _shared_down(trips, gone_seconds)
+        self.receive_seconds = trips.receive_seconds if down is None else down.finish_seconds
+        self.end_seconds = self.receive_seconds + trips.compute_seconds
+        up = _shared_up(trips, self.end_seconds, gone_seconds)
+        self._shared_arrival = None if up is None else up.finish_seconds
         if trips.riders is None or not trips.riders.num_steps.any():
             return
         assert trips.server is not None, "riders come with the server that they ride"
@@ -188,7 +197,7 @@ class _Middle:
             client_ids=trips.client_ids,
             riders=trips.riders,
             device=trips.device,
-            start_seconds=trips.receive_seconds,
+            start_seconds=self.receive_seconds,
             leave_seconds=gone_seconds,
         )
         self._table = timetable(trips.server, self._who)
@@ -198,12 +207,33 @@ class _Middle:
     @property
     def arrival_seconds(self) -> Floats:
         """When each update is there; infinity for one whose client left before it was made."""
-        return self.end_seconds + self._trips.send_seconds
+        alone = self.end_seconds + self._trips.send_seconds
+        if self._shared_arrival is None:
+            return alone
+        # Who does not fit sends nothing, and is on nobody's way.
+        return np.where(self._trips.fits, self._shared_arrival, alone)
+
+    def moved(self, until_seconds: Floats) -> tuple[Ints, Ints]:
+        """Bytes that had come down, and gone up, by each client's own moment, [clients] each."""
+        trips, device = self._trips, self._trips.device
+        whole = trips.down_bytes + trips.provision_bytes
+        arrived, sent = until_seconds >= self.receive_seconds, until_seconds >= self.arrival_seconds
+        # Sharing a link is worked out again only if somebody stopped on the way.
+        down = None if arrived.all() else _shared_down(trips, until_seconds)
+        up = None if sent.all() else _shared_up(trips, self.end_seconds, until_seconds)
+        arriving = _flowed(whole, device.down_bps, until_seconds - device.rtt_seconds)
+        leaving = _flowed(
+            trips.up_bytes, device.up_bps, until_seconds - self.end_seconds - device.rtt_seconds
+        )
+        arriving = arriving if down is None else down.moved_bytes
+        leaving = leaving if up is None else up.moved_bytes
+        # A trip's end is said outright, or rounding could leave its last byte on the way.
+        return np.where(arrived, whole, arriving), np.where(sent, trips.up_bytes, leaving)
 
     def spent(self, until_seconds: Floats) -> SpentRiding:
         """What each client spent until its own moment."""
         trips = self._trips
-        computed = np.clip(until_seconds - trips.receive_seconds, 0, trips.compute_seconds)
+        computed = np.clip(until_seconds - self.receive_seconds, 0, trips.compute_seconds)
         if self._table is None:
             none, nothing = np.zeros(len(computed)), np.zeros(len(computed), np.int64)
             return SpentRiding(
@@ -222,6 +252,35 @@ class _Middle:
         return 0.0 if self._table is None else self._table.busy_seconds(until_seconds)
 
 
+def _shared_down(trips: Trips, leave_seconds: Floats) -> Transferred | None:
+    """The way down of who stays until then; None where nobody shares it."""
+    if trips.shared_link is None or trips.shared_link.down_bps is None:
+        return None
+    device = trips.device
+    whole = trips.down_bytes + trips.provision_bytes
+    transfers = Transfers(
+        start_seconds=device.rtt_seconds,
+        total_bytes=whole,
+        own_bps=device.down_bps,
+        leave_seconds=leave_seconds,
+    )
+    return transferred(transfers, trips.shared_link.down_bps)
+
+
+def _shared_up(trips: Trips, end_seconds: Floats, leave_seconds: Floats) -> Transferred | None:
+    """The way up, likewise, of those that fit."""
+    if trips.shared_link is None or trips.shared_link.up_bps is None:
+        return None
+    device = trips.device
+    transfers = Transfers(
+        start_seconds=np.where(trips.fits, end_seconds + device.rtt_seconds, np.inf),
+        total_bytes=trips.up_bytes,
+        own_bps=device.up_bps,
+        leave_seconds=leave_seconds,
+    )
+    return transferred(transfers, trips.shared_link.up_bps)
+
+
 def _close(client_ids: Ints, end: Floats, arrives: Bools, pace: Pace) -> tuple[float, Bools]:
     """When the round closes and whose updates count."""
     deadline = np.inf if pace.deadline_seconds is None else pace.deadline_seconds
@@ -238,14 +297,8 @@ def _spent(
     trips: Trips, middle: _Middle, until: Floats, close: float, outcomes: tuple[Outcome, ...]
 ) -> ClosedRound:
     """What each client used from second 0 to its own end."""
-    device, receive = trips.device, trips.receive_seconds
-    received = until >= receive
-    # A trip's end is said outright, or rounding could leave its last byte on the way.
-    whole = trips.down_bytes + trips.provision_bytes
-    arriving = _flowed(whole, device.down_bps, until - device.rtt_seconds)
-    sent_down = np.where(received, whole, arriving)
-    leaving = _flowed(trips.up_bytes, device.up_bps, until - middle.end_seconds - device.rtt_seconds)
-    up_bytes = np.where(until >= middle.arrival_seconds, trips.up_bytes, leaving)
+    device = trips.device
+    sent_down, up_bytes = middle.moved(until)
     riding = middle.spent(until)
     computed, crossed = riding.compute_seconds, riding.up_bytes + riding.down_bytes
     provision_bytes = np.minimum(sent_down, trips.provision_bytes)
@@ -268,7 +321,7 @@ def _spent(
         num_messages=riding.num_messages,
         waiting_seconds=riding.waiting_seconds,
         joules=joules,
-        received=received,
+        received=until >= middle.receive_seconds,
         server_seconds=busy,
         server_joules=busy * server_watts,
     )

@@ -14,6 +14,7 @@ from fedray.policy import Cohort, Pace
 from fedray.price_sheet import compute_seconds_of, riders_of
 from fedray.scene import Scene
 from fedray.scheduler import Terms
+from fedray.shared_link import SharedLink
 from fedray.units import show_bytes
 
 
@@ -59,7 +60,16 @@ def trips_of(scene: Scene, outing: Outing) -> Trips:
         provision_bytes=terms.provision_bytes,
         riders=None if scene.server is None else riders,
         server=scene.server,
+        shared_link=_shared_link(scene),
     )
+
+
+def _shared_link(scene: Scene) -> SharedLink | None:
+    """The server's own, where the configuration says that it may be short."""
+    given = scene.config.server_link
+    if given.up_bps is None and given.down_bps is None:
+        return None
+    return SharedLink(up_bps=given.up_bps, down_bps=given.down_bps)
 
 
 def within_deadline(scene: Scene, outing: Outing) -> Outing:
@@ -91,7 +101,10 @@ def close_on_clock(scene: Scene, holdings: Holdings, outing: Outing, pace: Pace 
     if scene.config.dropouts:
         availability = scene.fleet.availability(cohort.client_ids)
         leaves = draw_dropouts(scene.config.seed, cohort.round, cohort.client_ids, availability)
-    offline = scene.presence.until(cohort.client_ids, outing.begins) - outing.begins
+    offline = np.minimum(
+        scene.presence.until(cohort.client_ids, outing.begins) - outing.begins,
+        scene.actual.crash_seconds(cohort.client_ids, cohort.round),
+    )
     closed = close_round(trips_of(scene, outing), pace or scene.pace, leaves, offline)
     _receive(scene, holdings, outing, np.flatnonzero(closed.received))
     return closed

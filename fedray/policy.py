@@ -248,6 +248,10 @@ def _everybody(client_ids: Ints) -> Bools:
     return np.ones(len(client_ids), np.bool_)
 
 
+def _always(client_ids: Ints, from_seconds: float, until_seconds: float) -> Bools:
+    return np.ones(len(client_ids), np.bool_)
+
+
 def _no_profiles(client_ids: Ints) -> "Cohort":
     raise PolicyError("This view was made without profiles; give it cohort_of.")
 
@@ -274,6 +278,7 @@ class View:
         is_online: what `View.online` asks, [clients] to [clients]; it knows the fleet and the round.
         may_be_asked: [clients] to [clients]; `View.sample` gives nobody else. By a trace that is who is
             online, and where rounds overlap who is not at work already.
+        foretold: what `View.stays_online` asks: clients, and two moments in seconds from now.
         cohort_of: what `View.cohort` asks; ``offers_of`` what `View.offers` asks.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``, and
             as ``statistics`` the values of the policy's observables, [num_blocks] each by name: not a
@@ -289,6 +294,7 @@ class View:
     num_rows: Ints = field(default_factory=_unknown)
     is_online: Callable[[Ints], Bools] = _everybody
     may_be_asked: Callable[[Ints], Bools] = _everybody
+    foretold: Callable[[Ints, float, float], Bools] = _always
     cohort_of: Callable[[Ints], Cohort] = _no_profiles
     offers_of: Callable[[Ints], Offers] = _no_prices
     history: Sequence[Mapping[str, Any]] = field(default=())
@@ -324,6 +330,23 @@ class View:
             PolicyError: if an id is not one of the fleet's.
         """
         return self.is_online(self._known(client_ids, "online"))
+
+    def stays_online(self, client_ids: Ints | Sequence[int], after_seconds: float, seconds: float) -> Bools:
+        """Which of these clients foretell to be online for so long from then on, [clients].
+
+        Clients know their habits: by a trace or a daily rhythm (``availability``) they foretell them exactly.
+        Otherwise they know of no reason to leave, and all say yes; a drop-out comes unforeseen.
+
+        Args:
+            client_ids: who is asked.
+            after_seconds: virtual seconds from now, at which it begins.
+            seconds: how long it lasts.
+
+        Raises:
+            PolicyError: if an id is not one of the fleet's.
+        """
+        ids = self._known(client_ids, "stays_online")
+        return self.foretold(ids, after_seconds, after_seconds + seconds)
 
     def cohort(self, client_ids: Ints | Sequence[int]) -> Cohort:
         """These clients as they declare themselves. Raises PolicyError for an id that is not there."""

@@ -46,6 +46,13 @@ class Presence:
         end = self.sessions.online_until(self.rows[client_ids], at_seconds + self.start_seconds)
         return end - self.start_seconds
 
+    def stays(self, client_ids: Ints, from_seconds: float, until_seconds: float) -> Bools:
+        """Which of these are online from one moment to another without a break, [asked]."""
+        if self.sessions is None:
+            return np.ones(len(client_ids), np.bool_)
+        there = self.online(client_ids, from_seconds)
+        return there & (self.until(client_ids, from_seconds) >= until_seconds)
+
     def opens(self, client_ids: Ints, at_seconds: float) -> float:
         """The first moment from ``at_seconds`` on at which one of these is online; infinity for never."""
         if self.sessions is None:

@@ -17,6 +17,9 @@ class ClientRecord:
     ``up_bytes`` and ``down_bytes`` were counted from the tensors; ``predicted_*`` came from the footprint.
     ``statistics`` are the values of the policy's observables (`fedray.observable.statistics_from_json`).
 
+    ``joules`` are declared: the clock's seconds and bytes times the watts and joules a byte of the profile,
+    which nobody measured.
+
     ``cut`` counts the leading blocks that the client kept while a server ran the others; null for a whole
     model. ``boundary_*`` are bytes over the cut in all steps, counted and predicted, beside the update's
     own; ``num_messages`` went over it both ways. ``waiting_seconds`` are those of the virtual seconds that
@@ -68,7 +71,8 @@ class RoundRecord:
     """One round. ``accuracy`` and ``loss`` are the evaluation's after it; null where none ran.
 
     ``up_bytes`` are the updates', ``down_bytes`` what clients started from; ``boundary_*`` went over cuts.
-    ``waiting_seconds`` is the sum over clients, ``joules`` theirs too; ``server_joules`` the server's.
+    ``waiting_seconds`` is the sum over clients, ``joules`` theirs too; ``server_joules`` the server's;
+    both by declared watts.
     """
 
     round: int

@@ -131,6 +131,7 @@ class Scene:
             cohort_of=lambda ids: self.cohort(round_number, ids),
             is_online=is_online,
             may_be_asked=lambda ids: self.presence.online(ids, at_seconds),
+            foretold=lambda ids, start, end: self.presence.stays(ids, at_seconds + start, at_seconds + end),
             history=history,
         )
 

@@ -178,3 +178,40 @@ def test_an_actual_fleet_is_a_table():
         ConfigError, match=r"actual\.fleet is a \.csv or \.parquet table of clients, found 'edge'"
     ):
         actual_of(load_config({"actual": {"fleet": "edge"}}), 3)
+
+
+def test_crashes_come_at_any_moment_alike():
+    found = actual(crashes_per_hour=2.0).crash_seconds(np.arange(MANY), 1)
+    # Exponential: the mean is half an hour, and in the first 6 minutes come 1 - exp(-0.2) = 0.181 of them.
+    assert found.mean() == pytest.approx(1800, rel=0.03)
+    assert (found < 360).mean() == pytest.approx(0.1813, abs=0.01)
+    # A matter of the seed, the round and the client alone.
+    some = np.array([7, 3])
+    assert actual(crashes_per_hour=2.0).crash_seconds(some, 1).tolist() == found[some].tolist()
+    assert actual(crashes_per_hour=2.0).crash_seconds(some, 2).tolist() != found[some].tolist()
+    assert np.isinf(actual().crash_seconds(some, 1)).all()
+    assert actual(crashes_per_hour=2.0).as_declared
+
+
+@pytest.mark.parametrize("pace", [{}, {"goal": 2, "late": "join"}])
+def test_who_crashes_drops_out_at_that_moment_and_is_charged_until_then(tiny, tmp_path, pace):
+    fleet = save_fleet(tmp_path / "fleet.csv", compute_watts=[2.0] * 8, idle_watts=[1.0] * 8)
+    changes = {
+        "fleet": fleet,
+        "pace": pace,
+        "rounds": {"num_rounds": 2, "clients_per_round": 4},
+        "audit": {"distinct": False, "share": 0.0},
+        "actual": {"crashes_per_hour": 2000.0},
+    }
+    progress = played(merged(tiny, changes))
+    outcomes = {record.outcome for record in progress.clients}
+    assert {"ok", "dropped"} <= outcomes
+    for record in progress.clients:
+        if record.outcome != "dropped":
+            continue
+        assert record.virtual_seconds < record.predicted_seconds
+        assert record.virtual_seconds <= record.joules <= 2 * record.virtual_seconds
+        if not pace:
+            ids = np.array([record.client_id])
+            crash = actual(seed=0, crashes_per_hour=2000.0).crash_seconds(ids, record.round)
+            assert record.virtual_seconds == crash[0]

@@ -45,10 +45,13 @@ def trips_of(compute_seconds, *, client_ids=None, fits=None):
 
 
 def take(trips, order):
-    others = {"device", "riders", "server"}
+    others = {"device", "riders", "server", "shared_link"}
     arrays = {name: getattr(trips, name)[order] for name in set(Trips.__slots__) - others}
     riders = None if trips.riders is None else trips.riders.take(order)
-    return Trips(device=trips.device.take(order), riders=riders, server=trips.server, **arrays)
+    link = trips.shared_link
+    return Trips(
+        device=trips.device.take(order), riders=riders, server=trips.server, shared_link=link, **arrays
+    )
 
 
 def test_without_goal_or_deadline_the_round_waits_for_the_slowest():

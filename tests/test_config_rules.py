@@ -96,6 +96,10 @@ def test_every_key_that_a_rule_names_exists():
         ({"pace": {"late": "join"}}, "pace.late: join never closes a round; give pace.goal, pace.deadline"),
         ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
         ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),
+        (
+            {"menu": {"cuts": [1]}, "server_link": {"up_bps": 1e9}},
+            "server_link is shared by what clients start from and send at last, and under menu.cuts",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(tree, sentence):

@@ -279,6 +279,10 @@ def test_a_state_that_nobody_trains_from_is_not_kept():
             r"pace.late: join lets every client go at its own pace, and under menu.cuts",
         ),
         ({"aggregation": "flora"}, "moves the frozen weights"),
+        (
+            {"server_link": {"down_bps": 1e6}},
+            r"pace.late: join .* on a server_link who comes later slows",
+        ),
     ],
 )
 def test_what_does_not_go_with_overlapping_rounds_is_refused(tiny, changes, sentence):

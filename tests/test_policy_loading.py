@@ -260,9 +260,9 @@ def test_an_unknown_name_is_answered_with_the_shipped_ones():
         load_policy("drop_week")
     assert str(error.value) == (
         "No policy is named 'drop_week'; shipped are adaptsfl_style, deepest_cut, drop_weak, dtfl, "
-        "everybody_smallest, fed_hello, fedra, fedrolex, ffa, flexlora, flora, heterofl, hetlora, "
-        "hsplitlora_style, largest_that_fits, splitft_style, within_deadline, or give a path. Did you "
-        "mean 'drop_weak'?"
+        "everybody_smallest, fed_hello, fedra, fedrolex, ffa, fill_idle_time, flexlora, flora, heterofl, "
+        "hetlora, hsplitlora_style, largest_that_fits, splitft_style, within_deadline, or give a path. Did "
+        "you mean 'drop_weak'?"
     )
 
 

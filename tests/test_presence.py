@@ -9,6 +9,7 @@ from fedray.errors import ConfigError, PolicyError
 from fedray.fleet import Fleet, Profile
 from fedray.policy import Pace, View
 from fedray.presence import Presence, presence_of
+from fedray.scene import set_scene
 from fedray.sessions import Sessions
 from test_clock import trips_of
 from tiny_run import merged, played
@@ -31,6 +32,35 @@ def test_a_run_may_start_within_its_trace():
     assert later.opens(both, 49.0) == 49
     assert later.opens(both, 60.0) == 150
     assert later.opens(np.array([0]), 60.0) == 950
+
+
+def test_who_foretells_to_stay_is_online_all_the_time_between_two_moments():
+    presence = present((100, 200), (150, 400), (0, 1000))
+    three = np.arange(3)
+    assert presence.stays(three, 100.0, 200.0).tolist() == [True, False, True]
+    assert presence.stays(three, 150.0, 201.0).tolist() == [False, True, True]
+    assert presence.stays(three, 1150.0, 1400.0).tolist() == [False, True, True]
+    assert Presence(rows=three).stays(three, 0.0, 1e9).all()
+
+
+def test_a_run_asks_who_is_about_to_leave_by_the_trace_itself(tiny, tmp_path):
+    # Clients come for 1000 s each; every second one leaves 60 s after the run has started.
+    trace, rows = tmp_path / "trace.csv", ["client,start_s,end_s"]
+    rows += [f"{k},0,{60 if k % 2 else 1000}" for k in range(8)]
+    trace.write_text("\n".join(rows) + "\n")
+    options = {"accuracy": 1.0, "first_window_seconds": 50}
+    config = merged(
+        tiny,
+        {
+            "availability": {"name": "trace", "file": str(trace)},
+            "selection": {"name": "refl", "options": options},
+            "rounds": {"num_rounds": 1, "clients_per_round": 4},
+        },
+    )
+    scene = set_scene(load_config(config), None)
+    online = scene.presence.until(np.arange(8), 0.0)
+    progress = played(config)
+    assert sorted(record.client_id for record in progress.clients) == np.flatnonzero(online == 60).tolist()
 
 
 def test_a_round_with_clients_who_are_all_offline_starts_when_the_first_of_them_comes():

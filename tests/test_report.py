@@ -56,7 +56,11 @@ def test_five_figures_carry_axes_with_units(shown):
     # matplotlib leaves each text of a figure in a comment beside its outline.
     texts = [re.findall(r"<!-- (.+?) -->", picture.decode()) for picture in pictures]
     progress, mix, peaks, classes, outcomes = texts
-    for label in ("Virtual time, summed (min)", "Bytes on the wire, summed (GiB)", "Energy, summed (kJ)"):
+    for label in (
+        "Virtual time, summed (min)",
+        "Bytes on the wire, summed (GiB)",
+        "Energy, declared, summed (kJ)",
+    ):
         assert label in progress
     assert "Accuracy (share of rows)" in progress
     assert "Share of the class's client-rounds (%)" in mix

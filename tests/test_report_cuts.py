@@ -66,7 +66,7 @@ def test_waiting_is_shown_as_a_share_of_the_riders_time(tmp_path):
     # 30 and 10 of 100 seconds each; the laptop without a cut waits for nothing and counts nowhere.
     assert page.row("phone-low", "2", "20.0 s") == ["phone-low", "2", "20.0 s", "30.0 s", "20 %", "14"]
     assert page.row("laptop", "1", "50.0 s") == ["laptop", "1", "50.0 s", "50.0 s", "50 %", "12"]
-    assert "The server's own energy while it swept: 2.5 kJ." in page.text
+    assert "The server's own energy while it swept, by its declared watts: 2.5 kJ." in page.text
 
 
 def test_bytes_over_the_cut_are_compared_where_a_client_was_not_called_off(tmp_path):

@@ -140,7 +140,7 @@ def test_offers_that_a_selection_sees_are_those_that_the_round_gives(tiny, write
     assert [record.virtual_seconds for record in result.clients] == pytest.approx(seconds.tolist())
 
 
-@pytest.mark.parametrize("name", ["oort", "tifl", "power_of_choice"])
+@pytest.mark.parametrize("name", ["oort", "tifl", "power_of_choice", "pyramidfl_style"])
 def test_a_run_resumed_from_its_checkpoint_selects_as_one_unbroken(tiny, tmp_path, name):
     options = {"num_tiers": 2, "interval": 1} if name == "tifl" else {}
     config = merged(

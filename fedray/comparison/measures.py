@@ -11,8 +11,8 @@ from fedray.record import ClientRecord
 from fedray.report.reading import Run
 from fedray.report.tallies import curves, device_classes, mean_accuracy, spent
 
-# By cost: its unit. A run's trajectory is measured along each.
-COSTS: Mapping[str, str] = {"virtual time": "s", "bytes": "B", "energy": "J"}
+# By cost: its unit. A run's trajectory is measured along each. Energy is by the watts that profiles declare.
+COSTS: Mapping[str, str] = {"virtual time": "s", "bytes": "B", "energy": "J, declared"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,10 +26,10 @@ _MAIN: tuple[Column, ...] = (
 _SPENT: tuple[Column, ...] = (
     ("Virtual time", "total", "virtual time"),
     ("Bytes", "total", "bytes"),
-    ("Energy", "total", "energy"),
+    ("Declared energy", "total", "energy"),
     ("Wasted time", "waste", "virtual time"),
     ("Wasted bytes", "waste", "bytes"),
-    ("Wasted energy", "waste", "energy"),
+    ("Wasted declared energy", "waste", "energy"),
     ("Peak memory", "peak memory", ""),
     ("of its memory", "peak share of memory", ""),
 )
@@ -50,7 +50,7 @@ def text_of(rows: Sequence[Row], targets: Mapping[str, float]) -> str:
     console = Console(file=written, width=150, highlight=False)
     for setting, here in _parted(rows).items():
         first, *_ = policies = policies_of(here)
-        title = f"{setting or 'Medians over seeds'}; target {targets[setting]:.3f}"
+        title = f"{setting or 'Medians over seeds'}; target {targets[setting]:.3f}; energy as declared"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("Policy")
         for name, _, _ in _MAIN:
@@ -97,7 +97,8 @@ def _of_setting(
             anchor=f"accuracy-{number}",
             title=f"Accuracy at equal cost{under}",
             body=paragraph(
-                "Medians over seeds. Equal is what the run that spends least of a seed spends in all. The "
+                "Medians over seeds. Equal is what the run that spends least of a seed spends in all. "
+                "Energy is by the watts that devices declare, nobody measured it. The "
                 f"target is an accuracy of {target:.3f}; > says that most seeds spent all without it."
             )
             + _table(rows, _MAIN)

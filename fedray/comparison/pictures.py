@@ -20,6 +20,7 @@ from fedray.report.drawing import (
     second_scale,
 )
 
+_NAMES = {"energy": "energy, declared"}
 _SCALES = {"virtual time": second_scale, "bytes": byte_scale, "energy": joule_scale}
 _COLOURS = (ACCENT, INK, MUTED)
 _POINTS = 200
@@ -56,7 +57,7 @@ def cost_figure(runs: Sequence[Finished]) -> str:
                     color=colour,
                     label=policy,
                 )
-            axes.set_xlabel(f"{cost.capitalize()}, summed ({unit})")
+            axes.set_xlabel(f"{_NAMES.get(cost, cost).capitalize()}, summed ({unit})")
             from_zero(axes, np.array([largest / divisor]))
         panels[0].set_ylabel("Accuracy (share of rows)")
         panels[0].set_ylim(bottom=0)

@@ -11,7 +11,7 @@ from fedray.units import show_bytes, show_seconds
 _SHOW: Mapping[str, Callable[[float], str]] = {
     "s": show_seconds,
     "B": show_bytes,
-    "J": show_joules,
+    "J, declared": show_joules,
     "share": lambda value: f"{value:.3f}",
     "Jain's index": lambda value: f"{value:.2f}",
 }

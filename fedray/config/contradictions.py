@@ -128,6 +128,16 @@ def _exits(config: Config) -> str | None:
     )
 
 
+def _server_link(config: Config) -> str | None:
+    link = config.server_link
+    if not config.menu.cuts or (link.up_bps is None and link.down_bps is None):
+        return None
+    return (
+        "server_link is shared by what clients start from and send at last, and under menu.cuts messages of "
+        "every step go over it, which are not shared out; drop one of the two."
+    )
+
+
 CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
@@ -141,4 +151,5 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _joining,
     _actors,
     _whole_models,
+    _server_link,
 )

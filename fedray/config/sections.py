@@ -11,7 +11,13 @@ from fedray.config.aggregation_sections import AggregationSection
 from fedray.config.data_sections import DataSection, FleetSection, ModelSection
 from fedray.config.kinds import Count, NameAlone, Named, OneOrMany, Section
 from fedray.config.place_sections import AuditSection, PacksSection, RaySection, ServerSection
-from fedray.config.time_sections import ActualSection, Availability, DeclaredShare, PaceSection
+from fedray.config.time_sections import (
+    ActualSection,
+    Availability,
+    DeclaredShare,
+    PaceSection,
+    ServerLinkSection,
+)
 from fedray.config.work_sections import MenuSection, TrainingSection
 
 
@@ -47,6 +53,9 @@ class Config(Section):
         default_factory=AggregationSection, description="How updates become one state."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
+    server_link: ServerLinkSection = Field(
+        default_factory=ServerLinkSection, description="What all clients together may receive and send."
+    )
     actual: ActualSection = Field(
         default_factory=ActualSection, description="What devices really are, beside what they declare."
     )

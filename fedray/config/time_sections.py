@@ -74,6 +74,9 @@ class ActualSection(Section):
         0.0, description="Spread of arithmetic rates, drawn for each client and round."
     )
     link_jitter: NotNegative = Field(0.0, description="Spread of link rates, for each client and round.")
+    crashes_per_hour: NotNegative = Field(
+        0.0, description="Of a client on its way, at any moment of it; who crashes drops out."
+    )
     budgets: NameOrPath | None = Field(
         None,
         description="Parquet or CSV of what is left to this job: client, start_s, memory_share, "
@@ -81,6 +84,17 @@ class ActualSection(Section):
     )
     budgets_period_seconds: Positive | None = Field(
         None, description="After which budgets repeat; a day if absent."
+    )
+
+
+class ServerLinkSection(Section):
+    """The server's own link, which all who are on the way at once share evenly."""
+
+    up_bps: Positive | None = Field(
+        None, description="Bits a second that all updates together send; never short if absent."
+    )
+    down_bps: Positive | None = Field(
+        None, description="Bits a second that all clients together receive; never short if absent."
     )
 
 

@@ -39,7 +39,7 @@ def progress_figure(curves: Sequence[Curve], spent: Spent) -> str:
     costs = [
         ("Virtual time", spent.virtual_seconds, second_scale),
         ("Bytes on the wire", spent.wire_bytes, byte_scale),
-        ("Energy", spent.joules, joule_scale),
+        ("Energy, declared", spent.joules, joule_scale),
     ]
     if spent.provision_bytes[-1]:
         # Weights that move once can be most of all bytes; what moves every round is then seen alone.

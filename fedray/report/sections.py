@@ -61,7 +61,7 @@ def headline(run: Run, spent: Spent) -> Section:
         ),
         ("Wall time", show_seconds(float(spent.wall_seconds[-1])), "what this machine took"),
         ("Bytes on the wire", show_bytes(float(spent.wire_bytes[-1])), _wire(spent)),
-        ("Energy", show_joules(float(spent.joules[-1])), "of the declared devices, thrown-away work too"),
+        ("Energy, declared", show_joules(float(spent.joules[-1])), "by declared watts, thrown-away work too"),
     )
     verdict = (
         f"{len(audits)} of {len(run.clients)} client-rounds ran alone under the byte counter; "
@@ -89,7 +89,8 @@ def progress(run: Run, spent: Spent) -> Section:
     """Accuracy against what it cost."""
     found = curves(run)
     body = paragraph(
-        "Compare runs at equal virtual time, bytes or energy, not at equal rounds. Bytes are those counted "
+        "Compare runs at equal virtual time, bytes or energy, not at equal rounds. Energy is by the watts "
+        "that devices declare, nobody measured it. Bytes are those counted "
         "up and down, and provision: the frozen weights that still had to reach a client. Late and lost work "
         "is charged."
     )
@@ -123,7 +124,7 @@ def _every_round(run: Run, spent: Spent) -> str:
             "Down",
             "Provision",
             *(("Over cuts",) if has_cuts(run) else ()),
-            "Energy",
+            "Energy, declared",
             "Drift",
         ),
         *OUTCOMES,

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from fedray.adapter import Adapter
+from fedray.assignment import Assignment
 from fedray.model.sites import swapped
+from fedray.placement import Load
 from fedray.runtime.allocator import keep_freed_memory
 from fedray.training.audit import Audit, audit
 from fedray.training.base_delta import BaseDelta, moved_blocks
@@ -60,21 +62,28 @@ class Done:
     attempts: int
 
 
-def work_of(order: Order) -> int:
-    """How long an order takes beside others of its kind: padded tokens times blocks, once more if trained."""
+def load_of(order: Order) -> Load:
+    """What of an order takes wall time; its work is padded tokens times blocks, once more if trained."""
     match order:
         case TrainPack(jobs=jobs):
-            return sum(
-                job.num_steps
-                * job.assignment.batch_size
-                * job.tokens
-                * (len(job.assignment.blocks) + job.assignment.num_trained_blocks)
-                for job in jobs
+            walks = [job.num_steps * _blocks_walked(job.assignment) for job in jobs]
+            rows = [job.assignment.batch_size * job.tokens for job in jobs]
+            return Load(
+                kind=f"train {jobs[0].assignment.dtype}",
+                passes=max(walks),
+                work=sum(own * size for own, size in zip(walks, rows, strict=True)),
             )
         case AuditJob(job=job):
-            return job.assignment.batch_size * job.tokens
+            walks_one = _blocks_walked(job.assignment)
+            size = job.assignment.batch_size * job.tokens
+            return Load(kind=f"audit {job.assignment.dtype}", passes=walks_one, work=walks_one * size)
         case EvaluateRows(rows=rows):
-            return len(rows)
+            return Load(kind="evaluate", passes=0, work=len(rows))
+
+
+def _blocks_walked(assignment: Assignment) -> int:
+    """In one step, up and where blocks are trained down again."""
+    return len(assignment.blocks) + assignment.num_trained_blocks
 
 
 class Carrier:

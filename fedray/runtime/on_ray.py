@@ -7,7 +7,6 @@ dies is replaced and its order carried out again: an order holds everything its 
 
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fedray.errors import FedrayError, RuntimeFailure
+from fedray.placement import WallSeconds
 from fedray.runtime.carrier import (
-    Answer,
     AuditJob,
     Carrier,
     Done,
@@ -25,9 +24,9 @@ from fedray.runtime.carrier import (
     Order,
     Pack,
     TrainPack,
-    work_of,
 )
-from fedray.runtime.ray_clients import Team, shared_out
+from fedray.runtime.flight import Flight, Timed
+from fedray.runtime.ray_clients import Team, spread
 from fedray.runtime.ray_split import RaySplit, ServerPlan
 from fedray.runtime.ray_start import join, not_placed, said, send_by_value
 from fedray.runtime.reservation import Reservation, lacking
@@ -43,8 +42,6 @@ START_SECONDS = 300
 # believed, which report what they hold now and then.
 PATIENCE_SECONDS, PATIENT_LOOKS = 5, 3
 MAX_ATTEMPTS = 3
-# For each actor, orders among which the longest goes out first.
-ORDERS_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +95,11 @@ class CarrierActor:
         """True, once the workshop is open."""
         return True
 
-    def carry_out(self, order: Order) -> Answer:
+    def carry_out(self, order: Order) -> Timed:
         """See `Carrier.carry_out`."""
-        return self._carrier.carry_out(order)
+        start = time.perf_counter()
+        answer = self._carrier.carry_out(order)
+        return Timed(answer=answer, wall_seconds=time.perf_counter() - start)
 
     def open_split(
         self, packs: Mapping[int, Pack], targets: Sequence[str], base_delta: BaseDelta, clips_as_one: bool
@@ -126,6 +125,7 @@ class RayRuntime:
         self._shared: list[_Seat] = []
         self._own: dict[int, _Seat] = {}
         self._split: RaySplit | None = None
+        self._wall = WallSeconds()
         self._plain = Reservation(
             num_cpus=blueprint.threads, num_gpus=1 if blueprint.device.startswith("cuda") else 0
         )
@@ -159,7 +159,7 @@ class RayRuntime:
             RuntimeFailure: an order outlived three actors, or its actor cannot be placed.
         """
         # A client with an actor of its own waits for that one, whatever goes out first.
-        flight = _Flight(orders, 0 if self._cluster.own_actor else len(self._shared))
+        flight = Flight[_Seat](orders, 0 if self._cluster.own_actor else len(self._shared), self._wall)
         finished: dict[int, Done] = {}
         for wanted in range(len(orders)):
             while wanted not in finished:
@@ -195,7 +195,7 @@ class RayRuntime:
         return Team(
             actors=lambda: [seat.actor for seat in self._shared],
             replace=lambda place: self._replace(self._shared[place]),
-            carries=shared_out(split.packs, len(self._shared)),
+            carries=spread(split.packs, len(self._shared)),
         )
 
     def _own_team(self, split: SplitRound) -> Team:
@@ -237,22 +237,20 @@ class RayRuntime:
         left = ray.cluster_resources().get(scarce, 0) - taken
         return max(1, int(left // self._plain.amounts()[scarce]))
 
-    def _dispatch(self, flight: "_Flight") -> None:
+    def _dispatch(self, flight: Flight[_Seat]) -> None:
         for position in list(flight.waiting):
             seat = self._free_seat(flight.orders[position], flight.busy)
             if seat is not None:
-                flight.waiting.remove(position)
-                flight.attempts[position] += 1
-                reference = seat.actor.carry_out.remote(flight.orders[position])
-                flight.running[reference] = (position, seat)
+                flight.sets_out(position, seat, seat.actor.carry_out.remote(flight.orders[position]))
             elif not self._cluster.own_actor:
                 return
 
-    def _one_back(self, flight: "_Flight") -> tuple[int, Done | None]:
+    def _one_back(self, flight: Flight[_Seat]) -> tuple[int, Done | None]:
         reference = self._first_back(flight)
         position, seat = flight.running.pop(reference)
         try:
-            return position, Done(answer=ray.get(reference), attempts=flight.attempts[position])
+            answer = flight.is_back(position, ray.get(reference))
+            return position, Done(answer=answer, attempts=flight.attempts[position])
         except RayTaskError as error:
             # The actor lives; its order was refused with a sentence of our own, or the code is wrong.
             raise error.cause if isinstance(error.cause, FedrayError) else error from None
@@ -267,7 +265,7 @@ class RayRuntime:
             flight.waiting.appendleft(position)
             return position, None
 
-    def _first_back(self, flight: "_Flight") -> Any:
+    def _first_back(self, flight: Flight[_Seat]) -> Any:
         """The reference that is answered first; if nobody is placed at all, idle actors make room."""
         started = time.monotonic()
         while True:
@@ -373,25 +371,3 @@ class RayRuntime:
                 not_placed([seat.reservation for seat in self._shared if seat.ready in late])
             )
         ray.get(ready)
-
-
-class _Flight:
-    """The orders of one call: waiting, running, and how often each was tried.
-
-    Of orders that are near each other the longest goes out first, so that no actor is left with a long one
-    while the others idle; only near ones, since an answer waits here for those of the orders before it.
-    """
-
-    def __init__(self, orders: Sequence[Order], num_actors: int) -> None:
-        near = max(1, ORDERS_AHEAD * num_actors)
-        self.orders = orders
-        self.waiting = deque(
-            sorted(range(len(orders)), key=lambda at: (at // near, -work_of(orders[at]), at))
-        )
-        self.running: dict[Any, tuple[int, _Seat]] = {}
-        self.attempts = dict.fromkeys(range(len(orders)), 0)
-
-    @property
-    def busy(self) -> list[_Seat]:
-        """Seats with an order."""
-        return [seat for _, seat in self.running.values()]

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fedray.errors import FedrayError
+from fedray.placement import shared_out
 from fedray.runtime.split import ServerSetting
 from fedray.server.lockstep import SplitRound
 from fedray.training.boundary import Messages, PackMessages
@@ -38,14 +39,11 @@ class Team:
     carries: Mapping[int, int]
 
 
-def shared_out(packs: Mapping[int, Sequence[Job]], num_actors: int) -> dict[int, int]:
-    """An actor for each pack: the heaviest first, each to the one with least to do so far."""
-    loads, actor_of = [0] * num_actors, {}
-    weights = {place: sum(job.num_steps * job.tokens for job in jobs) for place, jobs in packs.items()}
-    for place in sorted(packs, key=lambda place: (-weights[place], place)):
-        actor_of[place] = loads.index(min(loads))
-        loads[actor_of[place]] += weights[place]
-    return actor_of
+def spread(packs: Mapping[int, Sequence[Job]], num_actors: int) -> dict[int, int]:
+    """An actor for each pack of a round: all of them step together, so all are placed beforehand."""
+    places = sorted(packs)
+    weights = [float(sum(job.num_steps * job.tokens for job in packs[place])) for place in places]
+    return dict(zip(places, shared_out(weights, num_actors), strict=True))
 
 
 class RayClients:

@@ -9,8 +9,9 @@ Theta the time until the last update so far has been sent, candidate k prolongs 
 
 Our choices: times are those of a client's largest offer that fits; selecting and aggregating take none;
 whoever is not taken is not looked at again; never more are taken than a round asks for; and if nobody is in
-time, the candidate that takes least. In fedray's clock every client has a link of its own, so the round
-ends sooner than FedCS reckons. Published numbers are not checked.
+time, the candidate that takes least. In fedray's clock every client has a link of its own, and unless the
+server's is short (``server_link``) the round ends sooner than FedCS reckons. Published numbers are not
+checked.
 """
 
 import numpy as np

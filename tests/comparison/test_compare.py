@@ -52,6 +52,10 @@ def test_the_page_and_the_table_name_everybody_and_stand_alone(done):
         assert policy in page
         assert policy in text
     assert "(beside)" in page
+    # Nobody has measured a watt.
+    assert "energy as declared" in text
+    assert "by the watts that devices declare, nobody measured it" in page
+    assert "Declared energy" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "data:image/svg+xml" in page
 

@@ -8,7 +8,9 @@ import torch
 
 from fedray.adapter import Factors
 from fedray.assignment import HeadOnly
-from fedray.runtime.carrier import AuditJob, Carrier, EvaluateRows, TrainPack, work_of
+from fedray.placement import WallSeconds
+from fedray.runtime.carrier import AuditJob, Carrier, EvaluateRows, TrainPack, load_of
+from fedray.runtime.flight import Flight, Timed
 from fedray.runtime.local import LocalRuntime
 from fedray.scene import furnish
 from fedray.seeds import derive_seed
@@ -103,10 +105,32 @@ def test_the_local_runtime_answers_in_the_order_asked(scene, parts):
 
 def test_a_longer_order_is_one_with_more_steps_tokens_or_trained_blocks(scene):
     def work(**changed):
-        return work_of(replace(order, jobs=(replace(job, **changed),)))
+        return load_of(replace(order, jobs=(replace(job, **changed),))).work
 
     order = order_of(scene, (1,))
     (job,) = order.jobs
     assert work(num_steps=2 * job.num_steps) == 2 * work()
     assert work(tokens=3 * job.tokens) == 3 * work()
     assert work(assignment=replace(job.assignment, adapter=HeadOnly())) < work()
+
+
+def test_orders_that_took_longer_go_out_first_in_the_next_call(scene):
+    # One step of four clients' rows each: more work than many small steps of one, and here less time.
+    wide, long = order_of(scene, (0, 1, 2, 3)), order_of(scene, (4,))
+    wide = replace(wide, jobs=tuple(replace(job, num_steps=2) for job in wide.jobs))
+    long = replace(long, jobs=(replace(long.jobs[0], num_steps=6),))
+    assert load_of(wide).work > load_of(long).work
+    assert load_of(wide).passes < load_of(long).passes
+    wall, orders = WallSeconds(), [long, wide] * 4
+    first = Flight(orders, 2, wall)
+    assert list(first.waiting) == [1, 3, 5, 7, 0, 2, 4, 6]
+    for place in list(first.waiting):
+        first.sets_out(place, "a seat", f"answer {place}")
+        answer = first.is_back(place, Timed(answer=[], wall_seconds=3.0 if orders[place] is long else 1.0))
+        assert answer == []
+    assert first.busy == ["a seat"] * 8
+    assert set(first.attempts.values()) == {1}
+    assert not first.waiting
+    assert list(Flight(orders, 2, wall).waiting) == [0, 2, 4, 6, 1, 3, 5, 7]
+    # Where each order has an actor of its own none goes before another.
+    assert list(Flight(orders, 0, wall).waiting) == list(range(8))

@@ -17,7 +17,15 @@ from fedray.testing import check_policy
 from fedray.testing.priced_model import Client, cohort_of, pricing_of
 
 MENU = menu_of(ranks=(2,), depths=("all",), cuts=())
-NAMES = {"uniform": {}, "power_of_choice": {}, "tifl": {}, "oort": {}, "fedcs": {"deadline_seconds": 100.0}}
+NAMES = {
+    "uniform": {},
+    "power_of_choice": {},
+    "tifl": {},
+    "oort": {},
+    "fedcs": {"deadline_seconds": 100.0},
+    "refl": {},
+    "pyramidfl_style": {},
+}
 
 
 def view_of(clients, count=2, *, round_number=1, seed=0):
@@ -45,7 +53,8 @@ def clients_of(**columns):
 def record(client_id, *, outcome="ok", **columns):
     squared = columns.pop("squared_loss", 1.0)
     facts = {"round": 1, "client_id": client_id, "outcome": outcome, "loss": 1.0, "num_rows": 8}
-    facts |= {"virtual_seconds": 10.0, "statistics": {"squared_loss": np.array([squared])}}
+    statistics = {"squared_loss": np.array([squared]), "grad_norm": np.array([squared])}
+    facts |= {"virtual_seconds": 10.0, "num_steps": 1, "statistics": statistics}
     return facts | columns
 
 

@@ -45,6 +45,14 @@ SETTINGS = {
         "training": {"max_steps": 30},
         "actual": {"compute_drift": 500.0},
     },
+    "a server whose own link is short": {
+        "server_link": {"up_bps": 1.2e5, "down_bps": 5e5},
+        "actual": {"link_jitter": 0.3},
+    },
+    "crashes": {
+        "actual": {"crashes_per_hour": 900.0},
+        "rounds": {"clients_per_round": 8},
+    },
     "codecs and few bits": {
         "menu": {"weight_bits": ["all", 8], "up_codecs": ["int8"]},
         "policy": "everybody_smallest",
@@ -61,7 +69,7 @@ def test_a_simulation_has_a_runs_numbers_wherever_nothing_is_learnt(tiny, tmp_pa
     simulated = fedray.simulate(config, out=tmp_path / "simulated")
     outcomes = {record.outcome for record in run.clients}
     assert ("late" in outcomes) is ("goal" in setting or "deadline" in setting)
-    assert ("dropped" in outcomes) is ("dropouts" in setting)
+    assert ("dropped" in outcomes) is ("dropouts" in setting or "crashes" in setting)
     assert_same_system(simulated, run)
 
 
