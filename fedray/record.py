@@ -69,6 +69,8 @@ class RoundRecord:
 
     ``up_bytes`` are the updates', ``down_bytes`` what clients started from; ``boundary_*`` went over cuts.
     ``waiting_seconds`` is the sum over clients, ``joules`` theirs too; ``server_joules`` the server's.
+    ``sampling_rate`` is the chance of a client to be asked in the round; ``epsilon`` what of the privacy of a
+    client has been used up since the first round, at the configuration's delta. Both are null without noise.
     """
 
     round: int
@@ -89,6 +91,8 @@ class RoundRecord:
     boundary_up_bytes: int = 0
     boundary_down_bytes: int = 0
     server_joules: float = 0.0
+    sampling_rate: float | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,6 +187,7 @@ def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, k
         keeps_own_side=assignment.split and not scene.averages(alone.round),
         learning_rate_scale=scene.learning_rate_scale(alone.round),
         observables=scene.policy.observables,
+        privacy=scene.privacy if scene.privacy is not None and scene.privacy.where == "local" else None,
     )
 
 

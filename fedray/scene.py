@@ -25,6 +25,7 @@ from fedray.cost import Footprint, Ints, WorkShape
 from fedray.crowd import fleet_of, partitions_of, rows_of
 from fedray.errors import ConfigError
 from fedray.fleet import Fleet
+from fedray.mechanism import Mechanism
 from fedray.menu import Grid, build_menu
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
@@ -32,6 +33,7 @@ from fedray.parts import held_pieces, refuse_another_models
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
 from fedray.presence import Presence, presence_of
+from fedray.privacy import mechanism_of
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
@@ -61,6 +63,7 @@ class Scene:
         server: above the clients' cuts; None where none is asked for.
         presence: who is online when.
         actual: what the clients' devices really are.
+        privacy: what is done to every update; None where none is asked for.
     """
 
     config: Config
@@ -87,6 +90,7 @@ class Scene:
     server: VirtualServer | None
     presence: Presence
     actual: Actual
+    privacy: Mechanism | None
 
     @property
     def num_clients(self) -> int:
@@ -131,6 +135,7 @@ class Scene:
             cohort_of=lambda ids: self.cohort(round_number, ids),
             is_online=is_online,
             may_be_asked=lambda ids: self.presence.online(ids, at_seconds),
+            may_ask_nobody=self.config.selection is not None and self.config.selection.name == "poisson",
             history=history,
         )
 
@@ -173,7 +178,8 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     task = load_task(config.task.name, config.task.options)
     chosen = _chosen(config, policy)
     pace = agreed_pace(config, chosen)
-    aggregation = choose_rule(config, chosen.aggregation)
+    privacy = mechanism_of(config, chosen, pace)
+    aggregation = choose_rule(config, chosen.aggregation, privacy)
     refuse_to_join(pace, aggregation.rule)
     model_config = load_config(config.model.name)
     anatomies = {
@@ -234,6 +240,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         server=_server(config, anatomies),
         presence=presence_of(config, fleet, partitions.num_clients),
         actual=actual_of(config, partitions.num_clients),
+        privacy=privacy,
         tracer=FootprintTracer(subject, cache_dir),
     )
 

@@ -51,6 +51,11 @@ NO_EFFECT = [
     ({"actual": {"budgets_period_seconds": 10.0}}, "actual.budgets_period_seconds"),
     ({"availability": "diurnal", "dropouts": True}, "dropouts"),
     ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
+    ({"privacy": {"clip_norm": 1.0}}, "privacy.clip_norm"),
+    (
+        {"privacy": {"where": "local", "clip_norm": 1.0, "noise_multiplier": 0.0, "delta": 1e-6}},
+        "privacy.delta",
+    ),
 ]
 
 
@@ -94,6 +99,15 @@ def test_every_key_that_a_rule_names_exists():
         ({"pace": {"late": "join"}}, "pace.late: join never closes a round; give pace.goal, pace.deadline"),
         ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
         ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),
+        ({"privacy": {"where": "local"}}, "privacy.where: local bounds what one client can do; give privacy"),
+        (
+            {"privacy": {"where": "central", "clip_norm": 1.0}, "menu": {"cuts": [1]}},
+            "privacy.where: central protects updates, and under menu.cuts the server sees hidden states",
+        ),
+        (
+            {"privacy": {"where": "central", "clip_norm": 1.0}, "aggregation": {"clip_norm": 2.0}},
+            "aggregation.clip_norm and privacy.clip_norm both cut updates, and epsilon is of the second",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(tree, sentence):

@@ -117,6 +117,25 @@ def _whole_models(config: Config) -> str | None:
     )
 
 
+def _privacy(config: Config) -> str | None:
+    privacy = config.privacy
+    if privacy.where is None:
+        return None
+    if privacy.clip_norm is None:
+        return f"privacy.where: {privacy.where} bounds what one client can do; give privacy.clip_norm."
+    if config.menu.cuts:
+        return (
+            f"privacy.where: {privacy.where} protects updates, and under menu.cuts the server sees hidden "
+            "states in every step, which are neither cut nor noised; drop one of the two."
+        )
+    if config.aggregation.clip_norm is not None:
+        return (
+            "aggregation.clip_norm and privacy.clip_norm both cut updates, and epsilon is of the second; "
+            "drop the first."
+        )
+    return None
+
+
 CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
@@ -129,4 +148,5 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _joining,
     _actors,
     _whole_models,
+    _privacy,
 )

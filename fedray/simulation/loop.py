@@ -16,6 +16,7 @@ from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
 from fedray.observable import Observable
 from fedray.policy import State
+from fedray.privacy import sampling_rate, with_epsilon
 from fedray.progress import history_of
 from fedray.record import ClientRecord, RoundRecord
 from fedray.scene import Scene
@@ -98,6 +99,8 @@ def play_round(
     simulated.history += told
     simulated.clients += clients
     record = _summed(number, clients, closed, perf_counter() - started)
+    record = replace(record, sampling_rate=sampling_rate(scene.privacy, view))
+    record = with_epsilon(scene.privacy, record, simulated.rounds, simulated.clients)
     if recorded is not None:
         record = recorded.scored(record)
     simulated.rounds.append(record)

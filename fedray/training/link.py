@@ -14,6 +14,7 @@ from torch import Size, Tensor
 
 from fedray.adapter import Adapter, from_tensors
 from fedray.aggregation.rule import Aggregation
+from fedray.aggregation.transforms import noised
 from fedray.assignment import Assignment, Lora
 from fedray.errors import ConfigError
 from fedray.model.anatomy import Anatomy
@@ -81,11 +82,22 @@ def arrived(job: Job, coded: Tensors) -> Adapter:
 
 
 def on_its_way(job: Job, update: Update) -> Update:
-    """A whole model's update as it travels: coded, without its delta; one that failed as it is."""
+    """A whole model's update as it travels: protected, coded, without its delta; a failed one as it is."""
     if update.delta is None:
         return update
-    sent = sent_up(job, update.delta)
+    sent = sent_up(job, _protected(job, update.delta))
     return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state)
+
+
+def _protected(job: Job, delta: Adapter) -> Adapter:
+    """With local privacy nothing of the update itself leaves the client, and what a codec owes is of this."""
+    if job.privacy is None:
+        return delta
+
+    def seed_of(name: str) -> int:
+        return derive_seed(job.seed, f"local noise of {name}", job.round, job.client_id, job.dispatch)
+
+    return noised(delta, job.privacy, seed_of)
 
 
 def as_received(job: Job, update: Update) -> Update:
