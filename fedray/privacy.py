@@ -69,6 +69,24 @@ def with_epsilon(
     return replace(record, epsilon=mechanism.epsilon(rates, most))
 
 
+def refuse_beside_masks(config: Config, policy: LoadedPolicy | SelectedBy, pace: Pace) -> bool:
+    """Whether updates are masked. Raises ConfigError for what would show the server more than their sum."""
+    if config.secure_aggregation.masks == "none":
+        return False
+    if pace.joins:
+        raise ConfigError(
+            "pace.late: join sums updates of several rounds, and masks cancel among the clients of one; drop "
+            "it, or secure_aggregation."
+        )
+    if policy.observables:
+        raise ConfigError(
+            f"secure_aggregation masks updates, and {policy.name!r} asks clients for "
+            f"{', '.join(policy.observables)}, which they send as they are; choose another policy, or "
+            "drop it."
+        )
+    return True
+
+
 def _refuse_observables(where: Where, policy: LoadedPolicy | SelectedBy) -> None:
     if policy.observables:
         raise ConfigError(

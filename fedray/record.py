@@ -26,7 +26,8 @@ class ClientRecord:
     takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
     client declares, with a server that nobody else rides. Where rounds overlap, ``round`` is the one that
     the update landed in; ``start_seconds`` are virtual, from the run's start until the client was asked; and
-    ``staleness`` counts the versions of the state that came after the one it was sent.
+    ``staleness`` counts the versions of the state that came after the one it was sent. ``padding_bytes`` are
+    those of the sent ones that a masked update has beyond the plain one of the same assignment.
     """
 
     round: int
@@ -61,6 +62,7 @@ class ClientRecord:
     predicted_seconds: float = 0.0
     start_seconds: float = 0.0
     staleness: int = 0
+    padding_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

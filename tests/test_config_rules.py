@@ -56,6 +56,7 @@ NO_EFFECT = [
         {"privacy": {"where": "local", "clip_norm": 1.0, "noise_multiplier": 0.0, "delta": 1e-6}},
         "privacy.delta",
     ),
+    ({"secure_aggregation": {"fraction_bits": 20}}, "secure_aggregation.fraction_bits"),
 ]
 
 
@@ -107,6 +108,21 @@ def test_every_key_that_a_rule_names_exists():
         (
             {"privacy": {"where": "central", "clip_norm": 1.0}, "aggregation": {"clip_norm": 2.0}},
             "aggregation.clip_norm and privacy.clip_norm both cut updates, and epsilon is of the second",
+        ),
+        (
+            {"secure_aggregation": {"masks": "pairwise"}, "menu": {"cuts": [1]}},
+            "secure_aggregation hides updates from the server, and under menu.cuts it trains a part",
+        ),
+        (
+            {"secure_aggregation": {"masks": "pairwise"}, "menu": {"up_codecs": ["none", "int8"]}},
+            "menu.up_codecs has int8, and masked integers look like noise, which no codec makes shorter",
+        ),
+        (
+            {
+                "secure_aggregation": {"masks": "pairwise"},
+                "privacy": {"where": "central", "clip_norm": 1.0},
+            },
+            "privacy.where: central has the server cut each update, and with secure_aggregation it sees none",
         ),
     ],
 )

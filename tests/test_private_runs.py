@@ -49,9 +49,10 @@ def test_noise_does_not_depend_on_packs_and_is_another_with_another_seed(tiny, w
 
 
 @pytest.mark.ray
-def test_noise_does_not_depend_on_actors(tiny):
-    local = played(private(tiny, "local"))
-    on_ray = played(private(tiny, "local", runtime="on_ray", ray={"num_actors": 2}))
+def test_neither_noise_nor_masks_depend_on_actors(tiny):
+    masks = {"secure_aggregation": {"masks": "pairwise"}}
+    local = played(private(tiny, "local", **masks))
+    on_ray = played(private(tiny, "local", **masks, runtime="on_ray", ray={"num_actors": 2}))
     assert_same_adapter(local.state.adapter, on_ray.state.adapter)
     assert [record.epsilon for record in local.rounds] == [record.epsilon for record in on_ray.rounds]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fedray.aggregation.presets import PRESETS, make_aggregation
 from fedray.aggregation.private_sum import private_sum
 from fedray.aggregation.rule import Aggregation
+from fedray.aggregation.secure_sum import secure_sum
 from fedray.aggregation.server_optimizer import ServerStepped
 from fedray.config.aggregation_sections import NoServerOptimizer
 from fedray.config.sections import Config
@@ -47,6 +48,8 @@ def choose_rule(config: Config, asked: str | None, privacy: Mechanism | None = N
     if privacy is not None and privacy.where == "central":
         rule = private_sum(rule, privacy, config.rounds.clients_per_round, config.seed)
         _refuse_row_weights(weighs_rows)
+    if config.secure_aggregation.masks == "pairwise":
+        rule = secure_sum(rule)
     if not isinstance(section.server_optimizer, NoServerOptimizer):
         rule = ServerStepped(rule=rule, optimizer=section.server_optimizer)
     return ChosenRule(

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from fedray.adapter import WEIGHTS, Adapter, GlobalState, from_tensors
-from fedray.aggregation.coverage_mean import entries_at
+from fedray.adapter import Adapter, GlobalState, from_tensors
 from fedray.aggregation.factor_mean import FactorMean
+from fedray.aggregation.padding import add_at
 from fedray.aggregation.round_sum import StartRule, check_update
 from fedray.aggregation.rule import Accumulator, Aggregation
 from fedray.aggregation.transforms import clipped, noise_like
@@ -106,7 +105,7 @@ class _NoisySum:
                 "update not added."
             )
         for name, tensor in clipped(update.tensors(), self._rule.mechanism.clip_norm).items():
-            _add_at(self._sums[name], tensor, name, sent)
+            add_at(self._sums[name], tensor, name, sent)
 
     @torch.no_grad()
     def finish(self) -> GlobalState:
@@ -121,21 +120,6 @@ class _NoisySum:
                 total = total + noise_like(total, deviation, seed)
             new[name] = (tensor.double() + total / rule.num_clients).to(tensor.dtype)
         return replace(old, adapter=from_tensors(old.adapter, new), version=old.version + 1)
-
-
-def _add_at(total: Tensor, change: Tensor, name: str, sent: Adapter) -> None:
-    """Add a client's part where it lies: its first ranks, or its place in a tensor of the whole model's."""
-    site, _, side = name.rpartition(".")
-    if site in sent.factors and side == "lora_A":
-        total[: len(change)] += change
-    elif site in sent.factors and side == "lora_B":
-        total[:, : change.shape[1]] += change
-    else:
-        place = sent.places.get(name.removeprefix(WEIGHTS))
-        if place is None:
-            total += change
-        else:
-            total[entries_at(total, place)] += change
 
 
 def _not_known(rule: Aggregation, what: str) -> str:

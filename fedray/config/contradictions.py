@@ -136,6 +136,28 @@ def _privacy(config: Config) -> str | None:
     return None
 
 
+def _masks(config: Config) -> str | None:
+    if config.secure_aggregation.masks == "none":
+        return None
+    if config.menu.cuts:
+        return (
+            "secure_aggregation hides updates from the server, and under menu.cuts it trains a part of each "
+            "itself; drop one of the two."
+        )
+    coded = [codec for codec in config.menu.up_codecs if codec != "none"]
+    if coded:
+        return (
+            f"menu.up_codecs has {coded[0]}, and masked integers look like noise, which no codec makes "
+            "shorter; drop it, or secure_aggregation."
+        )
+    if config.privacy.where == "central":
+        return (
+            "privacy.where: central has the server cut each update, and with secure_aggregation it sees "
+            "none; set where: local, or drop one of the two."
+        )
+    return None
+
+
 CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
@@ -149,4 +171,5 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _actors,
     _whole_models,
     _privacy,
+    _masks,
 )

@@ -201,4 +201,9 @@ IDLE = (
         when=lambda c: c.privacy.where is not None and not c.privacy.noise_multiplier,
         because="with privacy.noise_multiplier: 0, where there is no epsilon; drop it or add noise",
     ),
+    Idle(
+        keys=("secure_aggregation.fraction_bits", "secure_aggregation.min_survivors"),
+        when=lambda c: c.secure_aggregation.masks == "none",
+        because="without secure_aggregation.masks: pairwise; drop it or set masks",
+    ),
 )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedray.config.kinds import NotNegative, Positive, Section
+from fedray.config.kinds import NotNegative, PartShare, Positive, Section
 
 
 class PrivacySection(Section):
@@ -23,4 +23,18 @@ class PrivacySection(Section):
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
         1e-5, description="At which epsilon is told; well below one over the number of clients."
+    )
+
+
+class SecureAggregationSection(Section):
+    """Updates whose sum alone the server sees: a simulation of the protocol of 1611.04482."""
+
+    masks: Literal["none", "pairwise"] = Field(
+        "none", description="Each client masks its update with words that cancel in the sum, or does not."
+    )
+    fraction_bits: Annotated[int, Field(ge=8, le=30)] = Field(
+        24, description="Of a 32-bit number those behind the point; the more, the smaller its largest entry."
+    )
+    min_survivors: PartShare = Field(
+        0.5, description="Share of the asked clients that must come, or a round's sum stays masked."
     )

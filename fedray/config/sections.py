@@ -11,7 +11,7 @@ from fedray.config.aggregation_sections import AggregationSection
 from fedray.config.data_sections import DataSection, FleetSection, ModelSection
 from fedray.config.kinds import Count, NameAlone, Named, OneOrMany, Section
 from fedray.config.place_sections import AuditSection, PacksSection, RaySection, ServerSection
-from fedray.config.privacy_sections import PrivacySection
+from fedray.config.privacy_sections import PrivacySection, SecureAggregationSection
 from fedray.config.time_sections import ActualSection, Availability, DeclaredShare, PaceSection
 from fedray.config.work_sections import MenuSection, TrainingSection
 
@@ -49,6 +49,9 @@ class Config(Section):
     )
     privacy: PrivacySection = Field(
         default_factory=PrivacySection, description="What protects clients' updates."
+    )
+    secure_aggregation: SecureAggregationSection = Field(
+        default_factory=SecureAggregationSection, description="Whether the server sees single updates."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
     actual: ActualSection = Field(
