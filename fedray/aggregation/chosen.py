@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fedray.aggregation.presets import PRESETS, make_aggregation
 from fedray.aggregation.private_sum import private_sum
+from fedray.aggregation.robust import Robust
 from fedray.aggregation.rule import Aggregation
 from fedray.aggregation.secure_sum import secure_sum
 from fedray.aggregation.server_optimizer import ServerStepped
@@ -45,6 +46,11 @@ def choose_rule(config: Config, asked: str | None, privacy: Mechanism | None = N
     rule = make_aggregation(name, {**section.options, **clip})
     usual = PRESETS[name].weights if name in PRESETS else "rows"
     weighs_rows = (section.weights or usual) == "rows"
+    if weighs_rows and isinstance(rule, Robust):
+        raise ConfigError(
+            f"aggregation.weights: rows has no effect with {name}, under which all updates weigh alike: how "
+            "many rows a client has is what it says; drop it."
+        )
     if privacy is not None and privacy.where == "central":
         rule = private_sum(rule, privacy, config.rounds.clients_per_round, config.seed)
         _refuse_row_weights(weighs_rows)
