@@ -27,6 +27,7 @@ from fedray.model.export_added import save_added
 from fedray.model.whole_model import save_model
 from fedray.policy import State
 from fedray.policy_loading import name_in_python
+from fedray.privacy import sampling_rate, with_epsilon
 from fedray.progress import Progress, history_of
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
 from fedray.report import write_report
@@ -163,6 +164,7 @@ class _Played:
     virtual_seconds: float
     drift: float = 0.0
     server_joules: float = 0.0
+    sampling_rate: float | None = None
 
 
 def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> RoundRecord:
@@ -181,6 +183,7 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.evaluations += evaluations
     progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
     record = _summed(number, played, evaluations, perf_counter() - started)
+    record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
     progress.rounds.append(record)
     return record
 
@@ -211,6 +214,7 @@ def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) ->
         virtual_seconds=begins - progress.elapsed_seconds + closed.virtual_seconds,
         drift=drift,
         server_joules=closed.server_joules,
+        sampling_rate=sampling_rate(scene.privacy, view),
     )
 
 
@@ -264,6 +268,7 @@ def _summed(
         boundary_up_bytes=sum(record.boundary_up_bytes for record in clients),
         boundary_down_bytes=sum(record.boundary_down_bytes for record in clients),
         server_joules=played.server_joules,
+        sampling_rate=played.sampling_rate,
     )
 
 

@@ -280,6 +280,7 @@ class View:
             online, and where rounds overlap who is not at work already.
         foretold: what `View.stays_online` asks: clients, and two moments in seconds from now.
         cohort_of: what `View.cohort` asks; ``offers_of`` what `View.offers` asks.
+        may_ask_nobody: where each client is drawn for itself a round may have none.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``, and
             as ``statistics`` the values of the policy's observables, [num_blocks] each by name: not a
             number where the client trains nothing of a block, and nothing from one whose update did
@@ -297,6 +298,7 @@ class View:
     foretold: Callable[[Ints, float, float], Bools] = _always
     cohort_of: Callable[[Ints], Cohort] = _no_profiles
     offers_of: Callable[[Ints], Offers] = _no_prices
+    may_ask_nobody: bool = False
     history: Sequence[Mapping[str, Any]] = field(default=())
 
     def sample(self, count: int | None = None, *, online: bool = False) -> Ints:

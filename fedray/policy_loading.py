@@ -83,6 +83,11 @@ class LoadedPolicy:
         """Whether it chooses clients itself."""
         return self._has("select")
 
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from clients' records."""
+        return self._has("observe")
+
     def select(self, view: View, state: State) -> Selected:
         """The policy's own, or a uniform sample."""
         if not self.selects:

@@ -29,7 +29,8 @@ class ClientRecord:
     takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
     client declares, with a server that nobody else rides. Where rounds overlap, ``round`` is the one that
     the update landed in; ``start_seconds`` are virtual, from the run's start until the client was asked; and
-    ``staleness`` counts the versions of the state that came after the one it was sent.
+    ``staleness`` counts the versions of the state that came after the one it was sent. ``padding_bytes`` are
+    those of the sent ones that a masked update has beyond the plain one of the same assignment.
     """
 
     round: int
@@ -64,6 +65,7 @@ class ClientRecord:
     predicted_seconds: float = 0.0
     start_seconds: float = 0.0
     staleness: int = 0
+    padding_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,9 @@ class RoundRecord:
 
     ``up_bytes`` are the updates', ``down_bytes`` what clients started from; ``boundary_*`` went over cuts.
     ``waiting_seconds`` is the sum over clients, ``joules`` theirs too; ``server_joules`` the server's;
-    both by declared watts.
+    both by declared watts. ``sampling_rate`` is the chance of a client to be asked in the round; ``epsilon``
+    what of the privacy of a client has been used up since the first round, at the configuration's delta. Both
+    are null without noise.
     """
 
     round: int
@@ -93,6 +97,8 @@ class RoundRecord:
     boundary_up_bytes: int = 0
     boundary_down_bytes: int = 0
     server_joules: float = 0.0
+    sampling_rate: float | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from fedray.adapter import Adapter, Factors, GlobalState
 from fedray.aggregation.rule import Accumulator, drift
+from fedray.aggregation.secure_sum import with_masking
 from fedray.assignment import Assignment, Attention
 from fedray.averaging import as_sent_up, averaged_ranks, handed_out, who_goes_on
 from fedray.clock import ClosedRound
 from fedray.closing import Outing, close_on_clock, within_deadline
 from fedray.cost import Device, Footprint, WorkShape
 from fedray.errors import TrainingError
+from fedray.masked import lost_for_want_of_others, with_masks
 from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
 from fedray.policy import Cohort, Pace
@@ -135,6 +137,7 @@ def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule, be
         assert assignment is not None
         kept = progress.client_states.get(client, {})
         jobs.append(job_for(scene, cohort.take(np.array([i])), assignment, send(assignment, client), kept))
+    jobs = with_masks(scene, progress.state, jobs, [weight_of(scene, job) for job in jobs])
     received = tuple(sent_down(scene.anatomy, job) for job in jobs)
     asked = cohort.take(positions)
     return Asked(
@@ -187,6 +190,7 @@ def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, k
         keeps_own_side=assignment.split and not scene.averages(alone.round),
         learning_rate_scale=scene.learning_rate_scale(alone.round),
         observables=scene.policy.observables,
+        privacy=scene.privacy if scene.privacy is not None and scene.privacy.where == "local" else None,
     )
 
 
@@ -283,7 +287,7 @@ def train(
     Raises:
         TrainingError: every client failed.
     """
-    accumulator = scene.rule.start(state)
+    accumulator = with_masking(scene.rule, jobs[0].masking if jobs else None).start(state)
     updates: dict[int, Update] = {}
     up_bytes: dict[int, int] = {}
     attempts: dict[int, int] = {}
@@ -306,6 +310,9 @@ def train(
             f"All {len(jobs)} clients of round {jobs[0].round} failed, the first because "
             f"{first.message}. Lower training.learning_rate (now {rate:g}), or look at its rows."
         )
+    why_lost = lost_for_want_of_others(jobs, len(up_bytes))
+    if why_lost:
+        up_bytes, updates = {}, {c: replace(update, message=why_lost) for c, update in updates.items()}
     return Trained(
         state=accumulator.finish(),
         updates=updates,

@@ -4,7 +4,7 @@ No weight is loaded here, so a plan is cheap; `furnish` brings the weights for a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -25,6 +25,7 @@ from fedray.cost import Footprint, Ints, WorkShape
 from fedray.crowd import fleet_of, partitions_of, rows_of
 from fedray.errors import ConfigError
 from fedray.fleet import Fleet
+from fedray.mechanism import Mechanism
 from fedray.menu import Grid, build_menu
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
@@ -32,6 +33,7 @@ from fedray.parts import held_pieces, refuse_another_models
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
 from fedray.presence import Presence, presence_of
+from fedray.privacy import mechanism_of, refuse_beside_masks
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
@@ -40,6 +42,7 @@ from fedray.training.link import refuse_codecs, refuse_seeds, without_idle_codec
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
 from fedray.training.own_weights import refuse_long_prompts, refuse_parts
 from fedray.training.partitions import Partitions
+from fedray.training.shapes import masked_bytes
 from fedray.training.task import Batch, Task, load_task
 from fedray.training.workshop import Blueprint, Stock, arrays_of
 from fedray.virtual_server import VirtualServer
@@ -61,6 +64,8 @@ class Scene:
         server: above the clients' cuts; None where none is asked for.
         presence: who is online when.
         actual: what the clients' devices really are.
+        privacy: what is done to every update; None where none is asked for.
+        masked_bytes: of a masked update, the same from everybody; None without secure aggregation.
     """
 
     config: Config
@@ -87,6 +92,8 @@ class Scene:
     server: VirtualServer | None
     presence: Presence
     actual: Actual
+    privacy: Mechanism | None
+    masked_bytes: int | None
 
     @property
     def num_clients(self) -> int:
@@ -101,7 +108,12 @@ class Scene:
     def footprint(self, assignment: Assignment, shape: WorkShape) -> Footprint:
         """What one step costs; traced once. Raises PolicyError for an assignment of another model."""
         refuse_another_models(self.anatomy.num_blocks, self.anatomies, assignment)
-        return self.tracer(assignment, shape)
+        traced = self.tracer(assignment, shape)
+        return traced if self.masked_bytes is None else replace(traced, up_bytes=self.masked_bytes)
+
+    def padding_bytes(self, assignment: Assignment, shape: WorkShape) -> int:
+        """Of a masked update those beyond the plain one; fewer than none where one header takes less."""
+        return 0 if self.masked_bytes is None else self.masked_bytes - self.tracer(assignment, shape).up_bytes
 
     def meta_batch(self, rows: int, tokens: int) -> Batch:
         """A batch of these shapes on the meta device."""
@@ -132,6 +144,7 @@ class Scene:
             is_online=is_online,
             may_be_asked=lambda ids: self.presence.online(ids, at_seconds),
             foretold=lambda ids, start, end: self.presence.stays(ids, at_seconds + start, at_seconds + end),
+            may_ask_nobody=self.config.selection is not None and self.config.selection.name == "poisson",
             history=history,
         )
 
@@ -174,7 +187,9 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     task = load_task(config.task.name, config.task.options)
     chosen = _chosen(config, policy)
     pace = agreed_pace(config, chosen)
-    aggregation = choose_rule(config, chosen.aggregation)
+    privacy = mechanism_of(config, chosen, pace)
+    masks = refuse_beside_masks(config, chosen, pace)
+    aggregation = choose_rule(config, chosen.aggregation, privacy)
     refuse_to_join(pace, aggregation.rule)
     model_config = load_config(config.model.name)
     anatomies = {
@@ -232,6 +247,8 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         server=_server(config, anatomies),
         presence=presence_of(config, fleet, partitions.num_clients),
         actual=actual_of(config, partitions.num_clients),
+        privacy=privacy,
+        masked_bytes=masked_bytes(anatomy, menu, num_labels) if masks else None,
         tracer=FootprintTracer(subject, cache_dir),
     )
 

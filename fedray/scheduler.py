@@ -114,7 +114,7 @@ def ask_selection(policy: Policy, view: View, state: State) -> tuple[Ints, State
     ids = integers(answer)
     if ids is None:
         raise PolicyError(f"select returns client ids, one integer each; found {described(answer)}.")
-    if not len(ids):
+    if not len(ids) and not view.may_ask_nobody:
         raise PolicyError(f"select chose nobody for round {view.round}; choose at least one client.")
     beyond = ids[(ids < 0) | (ids >= view.num_clients)]
     if len(beyond):
@@ -171,7 +171,7 @@ def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> 
         server_bytes=sheet.server_bytes,
         server_room_bytes=room_bytes,
         sum_of_ranks=np.array([entry.sum_of_ranks for entry in menu], np.int64),
-        trained_params=np.array([footprint.trained_params for footprint in sheet.footprints], np.int64),
+        trained_params=np.array([f.trained_params for f in sheet.footprints] or [0] * len(menu), np.int64),
     )
 
 
@@ -248,6 +248,8 @@ def _provision(
     menu: Sequence[Assignment], footprints: Sequence[Footprint], cohort: Cohort, holdings: Holdings
 ) -> Ints:
     """Bytes that must still reach each client, [menu, clients]; entries holding the same share a look-up."""
+    if not len(cohort):  # nobody has a footprint either
+        return np.zeros((len(menu), 0), np.int64)
     known: dict[object, Ints] = {}
     rows = []
     for entry, footprint in zip(menu, footprints, strict=True):

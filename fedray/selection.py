@@ -66,6 +66,11 @@ class LoadedSelection:
             )
         self.observables: frozenset[Observable] = frozenset(asked)
 
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from clients' records."""
+        return self._observe is not None
+
     def select(self, view: View, state: State) -> tuple[Ints | Sequence[int], State]:
         """Its ids, unchecked, and what it remembers from now on."""
         with blamed(self._origin, "select"):
@@ -101,6 +106,11 @@ class SelectedBy:
         self.local_rules = policy.local_rules
         asked = selection.observables | set(policy.observables)
         self.observables: tuple[Observable, ...] = tuple(name for name in OBSERVABLES if name in asked)
+
+    @property
+    def learns(self) -> bool:
+        """Whether one of the two learns from clients' records."""
+        return self._selection.learns or self._policy.learns
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """The policy's."""

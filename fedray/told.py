@@ -6,12 +6,13 @@ from functools import cache
 
 from fedray.clock import ClosedRound
 from fedray.closing import short_of_memory
+from fedray.cost import WorkShape
 from fedray.observable import statistics_to_json
 from fedray.progress import Progress
 from fedray.record import ClientRecord, Outcome
 from fedray.rounds import Asked, Trained, broadcast_bytes
 from fedray.scene import Scene
-from fedray.training.job import Update
+from fedray.training.job import Job, Update
 from fedray.units import show_bytes
 
 
@@ -65,9 +66,15 @@ def told_by_the_clock(
                 message=_why_out_of_memory(asked, i, closed.outcomes[i], measured.get(client)),
                 predicted_seconds=float(terms.virtual_seconds[at]),
                 start_seconds=asked.begins,
+                padding_bytes=_padding(scene, job) if closed.outcomes[i] == "ok" else 0,
             )
         )
     return rows
+
+
+def _padding(scene: Scene, job: Job) -> int:
+    shape = WorkShape(rows=job.assignment.batch_size, tokens=job.tokens, attention=job.attention)
+    return scene.padding_bytes(job.assignment, shape)
 
 
 def told_by_training(record: ClientRecord, trained: Trained) -> ClientRecord:

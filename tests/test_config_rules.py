@@ -53,6 +53,12 @@ NO_EFFECT = [
     ({"actual": {"budgets_period_seconds": 10.0}}, "actual.budgets_period_seconds"),
     ({"availability": "diurnal", "dropouts": True}, "dropouts"),
     ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
+    ({"privacy": {"clip_norm": 1.0}}, "privacy.clip_norm"),
+    (
+        {"privacy": {"where": "local", "clip_norm": 1.0, "noise_multiplier": 0.0, "delta": 1e-6}},
+        "privacy.delta",
+    ),
+    ({"secure_aggregation": {"fraction_bits": 20}}, "secure_aggregation.fraction_bits"),
 ]
 
 
@@ -99,6 +105,37 @@ def test_every_key_that_a_rule_names_exists():
         (
             {"menu": {"cuts": [1]}, "server_link": {"up_bps": 1e9}},
             "server_link is shared by what clients start from and send at last, and under menu.cuts",
+        ),
+        (
+            {
+                "privacy": {"where": "local", "clip_norm": 1.0},
+                "menu": {"perturbations": [2], "up_codecs": ["seeds8"]},
+            },
+            "menu.up_codecs has seeds8, which tell a client's steps exactly, and privacy.where: local",
+        ),
+        ({"privacy": {"where": "local"}}, "privacy.where: local bounds what one client can do; give privacy"),
+        (
+            {"privacy": {"where": "central", "clip_norm": 1.0}, "menu": {"cuts": [1]}},
+            "privacy.where: central protects updates, and under menu.cuts the server sees hidden states",
+        ),
+        (
+            {"privacy": {"where": "central", "clip_norm": 1.0}, "aggregation": {"clip_norm": 2.0}},
+            "aggregation.clip_norm and privacy.clip_norm both cut updates, and epsilon is of the second",
+        ),
+        (
+            {"secure_aggregation": {"masks": "pairwise"}, "menu": {"cuts": [1]}},
+            "secure_aggregation hides updates from the server, and under menu.cuts it trains a part",
+        ),
+        (
+            {"secure_aggregation": {"masks": "pairwise"}, "menu": {"up_codecs": ["none", "int8"]}},
+            "menu.up_codecs has int8, and masked integers look like noise, which no codec makes shorter",
+        ),
+        (
+            {
+                "secure_aggregation": {"masks": "pairwise"},
+                "privacy": {"where": "central", "clip_norm": 1.0},
+            },
+            "privacy.where: central has the server cut each update, and with secure_aggregation it sees none",
         ),
     ],
 )

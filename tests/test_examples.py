@@ -47,6 +47,13 @@ def test_the_runs_that_compare_what_is_trained_are_valid_and_of_four_kinds(repos
     assert tunings == [("lora",), ("prompt",), ("bitfit",), ("full",)]
 
 
+def test_the_runs_of_accuracy_and_epsilon_are_valid(repository: Path) -> None:
+    example = run_file(repository / "examples" / "accuracy_and_epsilon.py", "example")
+    for kind in example.KINDS:
+        config = load_config(example.configuration(kind, 0.5))
+        assert (config.privacy.where, config.privacy.noise_multiplier) == ("central", 0.5)
+
+
 def test_the_readme_prints_the_quickstart_and_the_policy_as_they_are(repository: Path) -> None:
     readme = (repository / "README.md").read_text()
     assert (repository / "examples" / "quickstart.yaml").read_text().strip() in readme

@@ -29,7 +29,7 @@ class CoverageSum:
             return
         if self._held is None:
             self._held = torch.zeros_like(self._total)
-        grid = _grid(self._old, place)
+        grid = entries_at(self._old, place)
         self._total[grid] += weight * change.double()
         self._held[grid] += weight
 
@@ -44,7 +44,7 @@ class CoverageSum:
         return torch.where(held > 0, moved, self._old)
 
 
-def _grid(whole: Tensor, place: Place) -> tuple[Tensor, ...]:
+def entries_at(whole: Tensor, place: Place) -> tuple[Tensor, ...]:
     """Index arrays that broadcast against each other to the part's shape, as numpy's ``ix_``."""
     axes = [
         torch.arange(size, device=whole.device) if own is None else own.to(whole.device)

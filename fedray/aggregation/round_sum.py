@@ -35,20 +35,29 @@ class SiteSum(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SiteRule:
-    """What tells one rule's sum from another's.
+class StartRule:
+    """What clients must have been sent for a sum to mean something.
 
     Attributes:
-        open_site: an empty sum for a site of the state.
         zero_start: whether clients must have started from B = 0.
         any_rank: whether an update's rank may pass the state's.
         shared_a: whether clients must have the state's own A, and leave it untrained.
     """
 
-    open_site: Callable[[GlobalState, str], SiteSum]
     zero_start: bool = False
     any_rank: bool = False
     shared_a: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRule(StartRule):
+    """What tells one rule's sum from another's.
+
+    Attributes:
+        open_site: an empty sum for a site of the state.
+    """
+
+    open_site: Callable[[GlobalState, str], SiteSum]
 
 
 class RoundSum:
@@ -66,12 +75,7 @@ class RoundSum:
     @torch.no_grad()
     def add(self, update: Adapter, sent: Adapter, weight: float) -> None:
         """See `rule.Accumulator.add`."""
-        if not (math.isfinite(weight) and weight > 0):
-            raise TrainingError(
-                f"An update's weight must be a finite number above 0, found {weight}; not added."
-            )
-        _check_against_state(sent, self._state, self._rule)
-        _check_against_sent(update, sent)
+        check_update(update, sent, weight, self._state, self._rule)
         for transform in self._transforms:
             update = transform(update, weight)
             _check_against_sent(update, sent)
@@ -107,6 +111,14 @@ class RoundSum:
         return replace(self._state, adapter=adapter, base_delta=base_delta, version=version)
 
 
+def check_update(update: Adapter, sent: Adapter, weight: float, state: GlobalState, rule: StartRule) -> None:
+    """Raises TrainingError for what `rule.Accumulator.add` refuses."""
+    if not (math.isfinite(weight) and weight > 0):
+        raise TrainingError(f"An update's weight must be a finite number above 0, found {weight}; not added.")
+    _check_against_state(sent, state, rule)
+    _check_against_sent(update, sent)
+
+
 def send_sites(state: GlobalState, ranks: Mapping[str, int], shape: Callable[[str, int], Factors]) -> Adapter:
     """An adapter with ``shape(site, rank)`` at every asked site and a copy of the head.
 
@@ -133,7 +145,7 @@ def leading(factors: Factors, rank: int) -> Factors:
     return replace(factors, a=factors.a[:rank].clone(), b=factors.b[:, :rank].clone())
 
 
-def _check_against_state(sent: Adapter, state: GlobalState, rule: SiteRule) -> None:
+def _check_against_state(sent: Adapter, state: GlobalState, rule: StartRule) -> None:
     unknown = [
         *(sent.factors.keys() - state.adapter.factors.keys()),
         *(sent.head.keys() - state.adapter.head.keys()),

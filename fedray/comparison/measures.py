@@ -95,6 +95,9 @@ def measures_of(
             Measure(name="cost to target", group=cost, unit=unit, value=needed, censored=censored),
             Measure(name="total", group=cost, unit=unit, value=trajectory.totals[cost]),
         ]
+    last = run.rounds[-1].epsilon
+    if last is not None:
+        found.append(Measure(name="epsilon", group="", unit="epsilon", value=last))
     return found + _waste(run) + _of_memory(run) + _of_clients(run, clients)
 
 

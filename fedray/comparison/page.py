@@ -32,6 +32,7 @@ _SPENT: tuple[Column, ...] = (
     ("Wasted declared energy", "waste", "energy"),
     ("Peak memory", "peak memory", ""),
     ("of its memory", "peak share of memory", ""),
+    ("Epsilon", "epsilon", ""),
 )
 _FAIR: tuple[Column, ...] = (
     ("Participation", "participation", ""),

@@ -14,6 +14,7 @@ _SHOW: Mapping[str, Callable[[float], str]] = {
     "J, declared": show_joules,
     "share": lambda value: f"{value:.3f}",
     "Jain's index": lambda value: f"{value:.2f}",
+    "epsilon": lambda value: f"{value:.3g}",
 }
 
 

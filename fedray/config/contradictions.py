@@ -138,6 +138,57 @@ def _server_link(config: Config) -> str | None:
     )
 
 
+def _seeds(config: Config) -> str | None:
+    seeds = [codec for codec in config.menu.up_codecs if codec.startswith("seeds")]
+    if not seeds or config.privacy.where != "local":
+        return None
+    return (
+        f"menu.up_codecs has {seeds[0]}, which tell a client's steps exactly, and privacy.where: local "
+        "has it add noise to its update; drop one of the two."
+    )
+
+
+def _privacy(config: Config) -> str | None:
+    privacy = config.privacy
+    if privacy.where is None:
+        return None
+    if privacy.clip_norm is None:
+        return f"privacy.where: {privacy.where} bounds what one client can do; give privacy.clip_norm."
+    if config.menu.cuts:
+        return (
+            f"privacy.where: {privacy.where} protects updates, and under menu.cuts the server sees hidden "
+            "states in every step, which are neither cut nor noised; drop one of the two."
+        )
+    if config.aggregation.clip_norm is not None:
+        return (
+            "aggregation.clip_norm and privacy.clip_norm both cut updates, and epsilon is of the second; "
+            "drop the first."
+        )
+    return None
+
+
+def _masks(config: Config) -> str | None:
+    if config.secure_aggregation.masks == "none":
+        return None
+    if config.menu.cuts:
+        return (
+            "secure_aggregation hides updates from the server, and under menu.cuts it trains a part of each "
+            "itself; drop one of the two."
+        )
+    coded = [codec for codec in config.menu.up_codecs if codec != "none"]
+    if coded:
+        return (
+            f"menu.up_codecs has {coded[0]}, and masked integers look like noise, which no codec makes "
+            "shorter; drop it, or secure_aggregation."
+        )
+    if config.privacy.where == "central":
+        return (
+            "privacy.where: central has the server cut each update, and with secure_aggregation it sees "
+            "none; set where: local, or drop one of the two."
+        )
+    return None
+
+
 CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
@@ -152,4 +203,7 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _actors,
     _whole_models,
     _server_link,
+    _privacy,
+    _masks,
+    _seeds,
 )

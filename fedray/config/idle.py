@@ -201,4 +201,19 @@ IDLE = (
         when=lambda c: c.aggregation.name == "auto",
         because="with aggregation.name: auto, where the policy chooses the rule; name the rule or drop it",
     ),
+    Idle(
+        keys=("privacy.clip_norm", "privacy.noise_multiplier", "privacy.delta"),
+        when=lambda c: c.privacy.where is None,
+        because="without privacy.where; drop it or set where: central or local",
+    ),
+    Idle(
+        keys=("privacy.delta",),
+        when=lambda c: c.privacy.where is not None and not c.privacy.noise_multiplier,
+        because="with privacy.noise_multiplier: 0, where there is no epsilon; drop it or add noise",
+    ),
+    Idle(
+        keys=("secure_aggregation.fraction_bits", "secure_aggregation.min_survivors"),
+        when=lambda c: c.secure_aggregation.masks == "none",
+        because="without secure_aggregation.masks: pairwise; drop it or set masks",
+    ),
 )

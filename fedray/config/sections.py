@@ -11,6 +11,7 @@ from fedray.config.aggregation_sections import AggregationSection
 from fedray.config.data_sections import DataSection, FleetSection, ModelSection
 from fedray.config.kinds import Count, NameAlone, Named, OneOrMany, Section
 from fedray.config.place_sections import AuditSection, PacksSection, RaySection, ServerSection
+from fedray.config.privacy_sections import PrivacySection, SecureAggregationSection
 from fedray.config.time_sections import (
     ActualSection,
     Availability,
@@ -51,6 +52,12 @@ class Config(Section):
     )
     aggregation: Annotated[AggregationSection, NameAlone] = Field(
         default_factory=AggregationSection, description="How updates become one state."
+    )
+    privacy: PrivacySection = Field(
+        default_factory=PrivacySection, description="What protects clients' updates."
+    )
+    secure_aggregation: SecureAggregationSection = Field(
+        default_factory=SecureAggregationSection, description="Whether the server sees single updates."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
     server_link: ServerLinkSection = Field(

@@ -10,6 +10,7 @@ PYTHON_MINIMUM = (3, 11)
 CORE = (
     ("accelerate", "1.15"),
     ("datasets", "4.8"),
+    ("dp-accounting", "0.6"),
     ("flwr-datasets", "0.6.1"),
     ("matplotlib", "3.10"),
     ("numpy", "2.0"),

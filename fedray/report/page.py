@@ -7,6 +7,7 @@ from fedray.errors import ConfigError
 from fedray.report.assigned import memory, mix
 from fedray.report.cuts import cuts
 from fedray.report.markup import document
+from fedray.report.protection import is_protected, protection
 from fedray.report.reading import Run, read_run
 from fedray.report.sections import configuration, headline, outcomes, participation, progress
 from fedray.report.tallies import device_classes, given, has_cuts, spent
@@ -43,6 +44,7 @@ def page(run: Run) -> str:
         mix(givens, classes),
         *([cuts(run, classes)] if has_cuts(run) else []),
         memory(givens),
+        *([protection(run)] if is_protected(run) else []),
         *([participation(classes)] if classes else []),
         outcomes(run),
         configuration(run),

@@ -19,6 +19,7 @@ from fedray.report.markup import (
     preformatted,
     tiles,
 )
+from fedray.report.protection import epsilon_tile, is_private
 from fedray.report.reading import Run
 from fedray.report.tallies import (
     OUTCOMES,
@@ -62,6 +63,7 @@ def headline(run: Run, spent: Spent) -> Section:
         ("Wall time", show_seconds(float(spent.wall_seconds[-1])), "what this machine took"),
         ("Bytes on the wire", show_bytes(float(spent.wire_bytes[-1])), _wire(spent)),
         ("Energy, declared", show_joules(float(spent.joules[-1])), "by declared watts, thrown-away work too"),
+        *((epsilon_tile(run),) if is_private(run) else ()),
     )
     verdict = (
         f"{len(audits)} of {len(run.clients)} client-rounds ran alone under the byte counter; "

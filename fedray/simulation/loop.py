@@ -16,6 +16,7 @@ from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
 from fedray.observable import Observable
 from fedray.policy import State
+from fedray.privacy import sampling_rate, with_epsilon
 from fedray.progress import history_of
 from fedray.record import ClientRecord, RoundRecord
 from fedray.scene import Scene
@@ -90,7 +91,7 @@ def play_round(
     outing = within_deadline(scene, outing)
     closed = close_on_clock(scene, simulated.holdings, outing)
     closed = replace(closed, virtual_seconds=begins - elapsed + closed.virtual_seconds)
-    clients = _records(outing, closed)
+    clients = _records(scene, outing, closed)
     if recorded is not None:
         clients = recorded.replayed(number, clients)
     told = _told(scene, clients, outing.given)
@@ -98,17 +99,19 @@ def play_round(
     simulated.history += told
     simulated.clients += clients
     record = _summed(number, clients, closed, perf_counter() - started)
+    record = replace(record, sampling_rate=sampling_rate(scene.privacy, view))
+    record = with_epsilon(scene.privacy, record, simulated.rounds, simulated.clients)
     if recorded is not None:
         record = recorded.scored(record)
     simulated.rounds.append(record)
     return record
 
 
-def _records(outing: Outing, closed: ClosedRound) -> list[ClientRecord]:
+def _records(scene: Scene, outing: Outing, closed: ClosedRound) -> list[ClientRecord]:
     """One row per client that was given something, without what training would add."""
     as_text = cache(Assignment.to_json)
     cohort = outing.cohort
-    columns = _columns(outing, closed)
+    columns = _columns(scene, outing, closed)
     memory = zip(outing.device.memory_bytes.tolist(), cohort.device.memory_bytes.tolist(), strict=True)
     why = [
         short_of_memory(has, says) if outcome == "oom" else ""
@@ -134,7 +137,7 @@ def _records(outing: Outing, closed: ClosedRound) -> list[ClientRecord]:
     ]
 
 
-def _columns(outing: Outing, closed: ClosedRound) -> dict[str, list[Any]]:
+def _columns(scene: Scene, outing: Outing, closed: ClosedRound) -> dict[str, list[Any]]:
     cohort, terms = outing.cohort, outing.terms
     arrays = {
         "client_id": cohort.client_ids,
@@ -157,8 +160,20 @@ def _columns(outing: Outing, closed: ClosedRound) -> dict[str, list[Any]]:
         "predicted_boundary_down_bytes": terms.boundary_down_bytes,
         "num_messages": closed.num_messages,
         "predicted_seconds": terms.virtual_seconds,
+        "padding_bytes": _padding(scene, outing, closed),
     }
     return {name: array.tolist() for name, array in arrays.items()}
+
+
+def _padding(scene: Scene, outing: Outing, closed: ClosedRound) -> np.ndarray:
+    """Of masked updates, [clients]; 0 where none was sent."""
+    cohort = outing.cohort
+    shapes = zip(outing.given, cohort.tokens.tolist(), cohort.attention.tolist(), strict=True)
+    found = [
+        scene.padding_bytes(given, WorkShape(rows=given.batch_size, tokens=tokens, attention=attention))
+        for given, tokens, attention in shapes
+    ]
+    return np.where([outcome == "ok" for outcome in closed.outcomes], found, 0)
 
 
 def _told(

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment, Attention
+from fedray.masking import Masking
+from fedray.mechanism import Mechanism
 from fedray.observable import Observable
 
 # What a client keeps between rounds and never sends, by name: who adds to it starts its names with one of its
@@ -31,6 +33,9 @@ class Job:
         keeps_own_side: its side of its cut stays with it after the round, in what it keeps.
         learning_rate_scale: what the schedule makes of the optimizer's rates in this round.
         observables: statistics of its blocks that it sends along.
+        weight: of its update among others, where it applies that itself: under ``masking``.
+        masking: what it hides its update with.
+        privacy: what it does itself to its update before it sends it (local privacy).
     """
 
     round: int
@@ -49,6 +54,9 @@ class Job:
     keeps_own_side: bool = False
     learning_rate_scale: float = 1.0
     observables: tuple[Observable, ...] = ()
+    privacy: Mechanism | None = None
+    masking: Masking | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,8 @@ from torch import Size, Tensor, empty
 
 from fedray.adapter import Adapter, from_tensors
 from fedray.aggregation.rule import Aggregation
+from fedray.aggregation.secure_sum import as_masked, masked
+from fedray.aggregation.transforms import noised
 from fedray.assignment import Assignment, Lora
 from fedray.codec_names import num_seeds
 from fedray.errors import ConfigError
@@ -88,18 +90,37 @@ def arrived(job: Job, coded: Tensors) -> Adapter:
 
 
 def on_its_way(job: Job, update: Update) -> Update:
-    """A whole model's update as it travels: coded, without its delta; one that failed as it is."""
+    """A whole model's update as it travels: protected, coded, without its delta; a failed one as it is."""
     if update.delta is None:
         return update
     if update.told is not None:
         return replace(update, delta=None, told=None, coded={SEEDS: update.told})
-    sent = sent_up(job, update.delta)
+    delta = _protected(job, update.delta)
+    if job.masking is not None:
+        coded = masked(job.masking, job.client_id, delta, job.weight)
+        return replace(update, delta=None, coded=coded)
+    sent = sent_up(job, delta)
     return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state)
 
 
+def _protected(job: Job, delta: Adapter) -> Adapter:
+    """With local privacy nothing of the update itself leaves the client, and what a codec owes is of this."""
+    if job.privacy is None:
+        return delta
+
+    def seed_of(name: str) -> int:
+        return derive_seed(job.seed, f"local noise of {name}", job.round, job.client_id, job.dispatch)
+
+    return noised(delta, job.privacy, seed_of)
+
+
 def as_received(job: Job, update: Update) -> Update:
-    """An update that came, with its delta again; one that failed as it is."""
-    return update if update.coded is None else replace(update, delta=arrived(job, update.coded))
+    """An update that came, with its delta again, or what stands for it; one that failed as it is."""
+    if update.coded is None:
+        return update
+    if job.masking is not None:
+        return replace(update, delta=as_masked(job.client_id, update.coded))
+    return replace(update, delta=arrived(job, update.coded))
 
 
 def codec_of(assignment: Assignment, way: Way) -> str:

@@ -53,6 +53,12 @@ SETTINGS = {
         "actual": {"crashes_per_hour": 900.0},
         "rounds": {"clients_per_round": 8},
     },
+    "central privacy, each client drawn for itself": {
+        "privacy": {"where": "central", "clip_norm": 1.0},
+        "aggregation": {"name": "factor_mean", "options": {"mode": "zero_pad"}, "weights": "uniform"},
+        "selection": "poisson",
+        "rounds": {"num_rounds": 4, "clients_per_round": 1},
+    },
     "codecs and few bits": {
         "menu": {"weight_bits": ["all", 8], "up_codecs": ["int8"]},
         "policy": "everybody_smallest",

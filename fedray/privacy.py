@@ -1,0 +1,120 @@
+"""What a configuration's protection comes to under its policy, and what it refuses."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedray.config.sections import Config
+from fedray.errors import ConfigError
+from fedray.mechanism import Mechanism, Where, most_updates
+from fedray.policy import Pace, View
+from fedray.policy_loading import LoadedPolicy
+from fedray.record import ClientRecord, RoundRecord
+from fedray.selection import SelectedBy
+
+
+def mechanism_of(config: Config, policy: LoadedPolicy | SelectedBy, pace: Pace) -> Mechanism | None:
+    """The run's; None where none is asked for.
+
+    Raises:
+        ConfigError: for a policy or a pace under which the promise would not hold.
+    """
+    section = config.privacy
+    if section.where is None:
+        return None
+    assert section.clip_norm is not None, "checked with the configuration"
+    _refuse_observables(section.where, policy)
+    if section.where == "central":
+        _refuse_pace(pace)
+        _refuse_choices(config, policy)
+    sampled = config.selection is not None and config.selection.name == "poisson"
+    return Mechanism(
+        where=section.where,
+        clip_norm=section.clip_norm,
+        noise_multiplier=section.noise_multiplier,
+        delta=section.delta,
+        sampling="poisson" if sampled else "fixed_size",
+    )
+
+
+def sampling_rate(mechanism: Mechanism | None, view: View) -> float | None:
+    """A client's chance to be asked in a round; None where nothing is counted on it."""
+    if mechanism is None or mechanism.where == "local" or not mechanism.noise_multiplier:
+        return None
+    able = view.num_clients
+    if mechanism.sampling == "fixed_size":
+        able = int(view.may_be_asked(np.arange(view.num_clients)).sum())
+    return min(1.0, view.clients_per_round / max(able, 1))
+
+
+def with_epsilon(
+    mechanism: Mechanism | None,
+    record: RoundRecord,
+    before: Sequence[RoundRecord],
+    clients: Iterable[ClientRecord],
+) -> RoundRecord:
+    """The record of a round with what has been used up after it.
+
+    Args:
+        mechanism: of the run.
+        record: with its sampling rate.
+        before: of the rounds before.
+        clients: of all client-rounds, this round's too.
+    """
+    if mechanism is None:
+        return record
+    rates = [one.sampling_rate for one in (*before, record) if one.sampling_rate is not None]
+    most = most_updates((one.client_id, one.outcome) for one in clients)
+    return replace(record, epsilon=mechanism.epsilon(rates, most))
+
+
+def refuse_beside_masks(config: Config, policy: LoadedPolicy | SelectedBy, pace: Pace) -> bool:
+    """Whether updates are masked. Raises ConfigError for what would show the server more than their sum."""
+    if config.secure_aggregation.masks == "none":
+        return False
+    if pace.joins:
+        raise ConfigError(
+            "pace.late: join sums updates of several rounds, and masks cancel among the clients of one; drop "
+            "it, or secure_aggregation."
+        )
+    if policy.observables:
+        raise ConfigError(
+            f"secure_aggregation masks updates, and {policy.name!r} asks clients for "
+            f"{', '.join(policy.observables)}, which they send as they are; choose another policy, or "
+            "drop it."
+        )
+    return True
+
+
+def _refuse_observables(where: Where, policy: LoadedPolicy | SelectedBy) -> None:
+    if policy.observables:
+        raise ConfigError(
+            f"privacy.where: {where} protects updates, and {policy.name!r} asks clients for "
+            f"{', '.join(policy.observables)}, which no noise protects; choose another policy, or drop "
+            "privacy."
+        )
+
+
+def _refuse_pace(pace: Pace) -> None:
+    if pace.goal is not None or pace.joins:
+        why = "late: join" if pace.joins else f"goal: {pace.goal}"
+        raise ConfigError(
+            f"pace.{why} makes it a matter of the other clients whether an update counts, so how far one "
+            "client moves the sum is not known; drop it, or set privacy.where: local."
+        )
+
+
+def _refuse_choices(config: Config, policy: LoadedPolicy | SelectedBy) -> None:
+    selection, by_itself = config.selection, isinstance(policy, LoadedPolicy) and policy.selects
+    by_lot = selection is None or (selection.name in ("uniform", "poisson") and not selection.options)
+    if by_itself or not by_lot:
+        raise ConfigError(
+            f"privacy.where: central counts on clients that are drawn by lot among all, and {policy.name!r} "
+            "chooses them; choose selection: uniform or poisson without options, or set privacy.where: local."
+        )
+    if policy.learns:
+        raise ConfigError(
+            f"privacy.where: central protects the model, and {policy.name!r} learns from records of clients, "
+            "which no noise protects; choose another policy, or set privacy.where: local."
+        )

@@ -1,0 +1,99 @@
+"""The section on protection: what is done to updates, and what rounds have used up of clients' privacy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedray.report.markup import Cell, Section, folded, html_table, paragraph
+from fedray.report.reading import Run
+from fedray.units import show_bytes
+
+_WHERE = {
+    "central": "The server sees every update and adds noise to their sum: the promise is about whoever sees "
+    "the model.",
+    "local": "Every client adds noise to its update before it is sent: the promise is about the server, too.",
+}
+
+
+def is_protected(run: Run) -> bool:
+    """Whether there is anything to say."""
+    return is_private(run) or _is_masked(run)
+
+
+def is_private(run: Run) -> bool:
+    """Whether updates are cut, and mostly noised."""
+    return bool(_section(run, "privacy").get("where"))
+
+
+def _is_masked(run: Run) -> bool:
+    return _section(run, "secure_aggregation").get("masks") == "pairwise"
+
+
+def epsilon_tile(run: Run) -> tuple[str, str, str]:
+    """What has been used up, for the headline."""
+    found = [record.epsilon for record in run.rounds if record.epsilon is not None]
+    section = _section(run, "privacy")
+    if not found:
+        return "Epsilon", "\u221e", f"{section['where']}: updates are cut, and there is no noise"
+    return "Epsilon", f"{found[-1]:.3g}", f"{section['where']}, at delta {section['delta']:g}"
+
+
+def protection(run: Run) -> Section:
+    """What is done to updates, and what it came to."""
+    body = _privacy(run) if is_private(run) else ""
+    body += _masks(run) if _is_masked(run) else ""
+    return Section(anchor="protection", title="Protection", body=body)
+
+
+def _masks(run: Run) -> str:
+    sent = [record for record in run.clients if record.outcome == "ok"]
+    padding, total = sum(r.padding_bytes for r in sent), sum(r.up_bytes for r in sent)
+    lost = sum("to take the masks away" in record.message for record in run.clients)
+    return paragraph(
+        "Updates are masked integers, and the server sees their sum alone. Everybody sends a number for all "
+        f"that anybody trains: of the {show_bytes(total)} that came up, {show_bytes(padding)} are padding. "
+        f"{lost or 'No'} client-rounds were lost because too few came."
+    ) + paragraph(
+        "A simulation of the protocol of 1611.04482: keys are not agreed on, nor their bytes counted. Its "
+        "threat is a server that follows the protocol and is curious.",
+        quiet=True,
+    )
+
+
+def _privacy(run: Run) -> str:
+    section = _section(run, "privacy")
+    where, multiplier = section["where"], section["noise_multiplier"]
+    body = paragraph(
+        f"Each update is cut to a norm of {section['clip_norm']:g}, and noise of {multiplier:g} times that "
+        f"lies on every entry. {_WHERE[where]}"
+        if multiplier
+        else f"Each update is cut to a norm of {section['clip_norm']:g}; without noise nothing is promised."
+    )
+    body += paragraph(
+        "Epsilon is that of a client as a whole, over all rounds so far. It covers what is learnt, not the "
+        "losses, times and sizes in these records, which a real server would see of its clients. The noise "
+        "follows from the run's seed: whoever knows that can take it away.",
+        quiet=True,
+    )
+    if multiplier:
+        body += folded(f"Every round ({len(run.rounds)})", _every_round(run, where))
+    return body
+
+
+def _every_round(run: Run, where: str) -> str:
+    rated = where == "central"
+    head = ("Round", *(("Chance to be asked",) if rated else ()), "Epsilon", "Accuracy")
+    rows: list[list[Cell]] = [
+        [
+            str(r.round),
+            *([None if r.sampling_rate is None else f"{r.sampling_rate:.3g}"] if rated else []),
+            None if r.epsilon is None else f"{r.epsilon:.4g}",
+            r.accuracy,
+        ]
+        for r in run.rounds
+    ]
+    return html_table(head, rows)
+
+
+def _section(run: Run, name: str) -> Mapping[str, Any]:
+    found = run.config.get(name)
+    return found if isinstance(found, Mapping) else {}
