@@ -36,18 +36,24 @@ class Origin:
 
 
 def find_file(source: str, folder: Path, kind: str) -> Path:
-    """A Python file by path, or one of a folder's by name. Raises PolicyError."""
+    """A Python file by path, or one of a folder's or its ``unverified`` by name. Raises PolicyError."""
     if source.endswith(".py") or "/" in source:
         path = Path(source).expanduser()
         if not path.is_file():
             raise PolicyError(f"No {kind} at {source!r}: there is no such file in {Path.cwd()}.")
         return path.resolve()
-    if (folder / f"{source}.py").is_file():
-        return folder / f"{source}.py"
-    names = sorted(file.stem for file in folder.glob("[a-z]*.py"))
+    known = named_files(folder)
+    if source in known:
+        return known[source]
+    names = sorted(known)
     near = difflib.get_close_matches(source, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise PolicyError(f"No {kind} is named {source!r}; shipped are {', '.join(names)}, or give a path.{hint}")
+
+
+def named_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder and of its ``unverified`` by name: of methods known from abstracts alone."""
+    return {file.stem: file for place in (folder / "unverified", folder) for file in place.glob("[a-z]*.py")}
 
 
 def the_only(module: ModuleType, origin: Origin, method: str, inputs: str) -> Any:

@@ -3,10 +3,13 @@
 Reproduced, after the official code: LoRA on all blocks, of the largest rank that fits; the server's mean of
 the products, weighed by rows, and for a client of rank r its singular value decomposition cut to r, with all
 singular values in B (the aggregation ``flexlora``). Law L1 breaks as published: what lies beyond the smaller
-ranks decays (2602.13486). Left out: the drawn mixtures of four resource types, one of them with other ranks
-in attention than in feed-forward layers, for here devices decide; and one alpha for all ranks, under which a
-rank is a learning rate, too. Our choice: where no rank fits on all blocks, the most blocks that do; with cuts
-on the menu, the server runs no more blocks than it must. The published accuracies are not checked.
+ranks decays (2602.13486). Result: that decay, with seven clients of rank 2 and one of 16 on a linear target
+of rank 16, where FlexLoRA stalls at a relative error of 0.79 and its best-approximation in one round holds
+for any ranks; the gap to a published figure is the toy, for none was run on the paper's tasks. Left out: the
+drawn mixtures of four resource types, one of them with other ranks in attention than in feed-forward layers,
+for here devices decide; and one alpha for all ranks, under which a rank is a learning rate, too. Our choice:
+where no rank fits on all blocks, the most blocks that do; with cuts on the menu, the server runs no more
+blocks than it must. The published accuracies are not checked.
 """
 
 from fedray.assignment import Lora
@@ -14,9 +17,13 @@ from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers
 
-RUNG = "definition"
+RUNG = "result"
 PAPER = "2402.11505"
-CHECKS = ("../tests/policies/test_largest_ranks.py", "../tests/aggregation/test_product_svd.py")
+CHECKS = (
+    "../tests/policies/test_largest_ranks.py",
+    "../tests/aggregation/test_product_svd.py",
+    "../tests/aggregation/test_published_claims.py",
+)
 
 aggregation = "flexlora"
 

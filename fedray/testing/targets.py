@@ -11,6 +11,7 @@ from typing import Any
 from fedray.aggregation.presets import PRESETS, make_aggregation
 from fedray.aggregation.rule_file import rule_classes
 from fedray.errors import ConfigError
+from fedray.policy_file import named_files
 from fedray.python_file import place_of, run_file
 from fedray.shipped import shipped
 from fedray.testing.claims import claim_of, shown_by
@@ -39,16 +40,16 @@ def _reports(target: str, given: dict[str, Any], examples: int) -> list[Report]:
     if target.endswith(".py") or "/" in target:
         return [_of_file(Path(target), given, examples)]
     reports = []
-    folder = shipped("policies")
-    if (folder / f"{target}.py").is_file():
-        reports.append(_of_file(folder / f"{target}.py", given, examples))
+    policies = named_files(shipped("policies"))
+    if target in policies:
+        reports.append(_of_file(policies[target], given, examples))
     if target in PRESETS:
         # Where a name stands for both, options are the policy's.
         rule, paper = make_aggregation(target, {} if reports else given), PRESETS[target].paper
         report = check_rule(rule, examples=examples)
         reports.append(replace(report, subject=f"{report.subject} (arXiv {paper})") if paper else report)
     if not reports:
-        names = sorted({*(file.stem for file in folder.glob("[a-z]*.py")), *PRESETS})
+        names = sorted({*policies, *PRESETS})
         near = difflib.get_close_matches(target, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from fedray.errors import PolicyError
+from fedray.policy_file import named_files
 from fedray.shipped import shipped
 from fedray.testing import check_policy
 
 OPTIONS = {"within_deadline": {"deadline_seconds": 30.0}}
-SHIPPED = sorted(file.stem for file in shipped("policies").glob("[a-z]*.py"))
+SHIPPED = sorted(named_files(shipped("policies")))
 
 
 def largest(cohort, offers):

@@ -4,12 +4,12 @@ From the paper's summary: cuts differ by clients' computation resources and by h
 them, and the block at the cut has a lower LoRA rank, which saves bytes. Our reading:
 
 - Resources: the most own blocks that fit and are done within ``patience`` times the median client's quickest
-  cut, by predicted seconds; the quickest one for whom none is. Whole models are not given.
-- Loss: a client whose last loss is above the mean of the round's known ones by more than ``margin`` of it
-  keeps one step of cuts more than that, where it fits, so that more of what it trains is its own; one below
-  by as much keeps one step less. A client without a loss keeps what its resources say.
-- The block at the cut is the client's last one below it. Its rank is multiplied by ``cut_rank_share``,
-  rounded down and at least 1; a block that is not trained stays frozen.
+cut, by predicted seconds; the quickest one for whom none is. Whole models are not given. - Loss: a client
+whose last loss is above the mean of the round's known ones by more than ``margin`` of it keeps one step of
+cuts more than that, where it fits, so that more of what it trains is its own; one below by as much keeps one
+step less. A client without a loss keeps what its resources say. - The block at the cut is the client's last
+one below it. Its rank is multiplied by ``cut_rank_share``, rounded down and at least 1; a block that is not
+trained stays frozen.
 
 Left out: dividing rows by length, which is the data's matter. The paper's full text was not read, its numbers
 are not checked.

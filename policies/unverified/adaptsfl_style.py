@@ -3,7 +3,7 @@
 After R rounds with step size g and clients averaged every I rounds, the paper bounds the mean squared
 gradient by
 
-    2 theta / (g R)  +  b g sum_j sigma_j^2 / N  +  1{I > 1} 4 b^2 g^2 I^2 sum_{j <= cut} G_j^2
+2 theta / (g R) + b g sum_j sigma_j^2 / N + 1{I > 1} 4 b^2 g^2 I^2 sum_{j <= cut} G_j^2
 
 so a deep client part costs rounds unless it is averaged often. Setting the bound to the target and solving
 for R leaves R proportional to 1 / (1 - noise / N - 1{I > 1} drift I^2 share), where N counts the round's
@@ -12,11 +12,11 @@ seconds of a round, which are the slowest client's on an otherwise idle server; 
 the links counts by 1 / I.
 
 Our reading: blocks have equal gradients, so that G_j^2 becomes a count of blocks, and ``noise`` and ``drift``
-hold the other constants of the bound, in shares of the target; the paper measures them. It alternates
-between the best cut and the best I. Here I is set once for a run, since prices depend on it: as given, or by
-the same trade for a client part of all blocks. The cut is chosen anew after each averaging and kept in
-between, where another one would lose what clients had changed. The paper's full text was not read, its
-numbers are not checked.
+hold the other constants of the bound, in shares of the target; the paper measures them. It alternates between
+the best cut and the best I. Here I is set once for a run, since prices depend on it: as given, or by the same
+trade for a client part of all blocks. The cut is chosen anew after each averaging and kept in between, where
+another one would lose what clients had changed. The paper's full text was not read, its numbers are not
+checked.
 """
 
 import numpy as np

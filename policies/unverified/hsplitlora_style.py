@@ -5,12 +5,12 @@ with its history; important ones get more rank; the cut follows from the importa
 budget; and the split is redone only when importance moved by more than a threshold. Our reading:
 
 - Importance is a block's, not a weight's: the observable ``salience``, the sum of |weight * gradient| of its
-  adapter, per step and per unit of the rank it had. Clients report the blocks that they train themselves; one
-  of which nobody told anything counts as the mean of the others, so all are equal in round 1.
-- For every cut of the menu the policy offers assignments of its own: on the client's blocks ranks from one
-  level (0, or one of the menu's ranks) to the next, the most important blocks first; on the server's blocks
-  the largest, since the server is not the one short of memory. They are priced like any other.
-- Of those that fit, a client gets the one with the largest sum of importance * rank over its own blocks.
+adapter, per step and per unit of the rank it had. Clients report the blocks that they train themselves; one
+of which nobody told anything counts as the mean of the others, so all are equal in round 1. - For every cut
+of the menu the policy offers assignments of its own: on the client's blocks ranks from one level (0, or one
+of the menu's ranks) to the next, the most important blocks first; on the server's blocks the largest, since
+the server is not the one short of memory. They are priced like any other. - Of those that fit, a client gets
+the one with the largest sum of importance * rank over its own blocks.
 
 Left out: aggregation by stacking and starting again from new factors, which moves frozen weights that the
 server holds. The paper's full text was not read, its numbers are not checked.
