@@ -42,6 +42,7 @@ from fedray.training.link import refuse_codecs, without_idle_codecs
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
 from fedray.training.own_weights import refuse_long_prompts, refuse_parts
 from fedray.training.partitions import Partitions
+from fedray.training.poisoned import Poisoning, poisoned
 from fedray.training.shapes import masked_bytes
 from fedray.training.task import Batch, Task, load_task
 from fedray.training.workshop import Blueprint, Stock, arrays_of
@@ -66,6 +67,7 @@ class Scene:
         actual: what the clients' devices really are.
         privacy: what is done to every update; None where none is asked for.
         masked_bytes: of a masked update, the same from everybody; None without secure aggregation.
+        poisoning: who attacks the model, and how; None where everybody is honest.
     """
 
     config: Config
@@ -94,6 +96,7 @@ class Scene:
     actual: Actual
     privacy: Mechanism | None
     masked_bytes: int | None
+    poisoning: Poisoning | None
 
     @property
     def num_clients(self) -> int:
@@ -213,6 +216,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     fleet = fleet_of(config, partitions.num_clients)
     if config.fleet.size_follows_memory:
         partitions = partitions_of(config, rows, fleet)
+    encoded, poisoning = poisoned(config.attackers, config.seed, encoded, partitions, num_labels)
     optimizer = _optimizer(config, agreed_tail_penalty(config, chosen))
     subject = TraceSubject(
         anatomies=anatomies,
@@ -250,6 +254,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         presence=presence_of(config, fleet, partitions.num_clients),
         actual=actual_of(config, partitions.num_clients),
         privacy=privacy,
+        poisoning=poisoning,
         masked_bytes=masked_bytes(anatomy, menu, num_labels) if masks else None,
         tracer=FootprintTracer(subject, cache_dir),
     )
