@@ -269,6 +269,7 @@ def _summed(
         boundary_down_bytes=sum(record.boundary_down_bytes for record in clients),
         server_joules=played.server_joules,
         sampling_rate=played.sampling_rate,
+        attack_success=next((e.accuracy for e in evaluations if e.split == "backdoor"), None),
     )
 
 

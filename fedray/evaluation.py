@@ -26,7 +26,8 @@ def evaluate(scene: Scene, state: GlobalState, round_number: int, runtime: Runti
     records = []
     for split, client, own in groups:
         found = [outputs[row] for row in own.tolist()]
-        metrics = scene.task.metrics(found, [scene.rows[row] for row in own.tolist()])
+        read = own if split != "backdoor" or scene.poisoning is None else scene.poisoning.originals
+        metrics = scene.task.metrics(found, [scene.rows[row] for row in read.tolist()])
         seen = split != "unseen" and client >= 0
         records.append(
             EvaluationRecord(
@@ -62,3 +63,5 @@ def _groups(scene: Scene) -> Iterator[tuple[str, int, Rows]]:
         yield from owned
         if not owned and len(whole):
             yield split, -1, whole
+    if scene.poisoning is not None and len(scene.poisoning.triggered):
+        yield "backdoor", -1, scene.poisoning.triggered

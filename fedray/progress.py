@@ -74,7 +74,7 @@ class Progress:
 def history_of(records: Sequence[ClientRecord]) -> list[Mapping[str, object]]:
     """These client records as a policy sees them, its statistics as arrays."""
     return [
-        {name: getattr(record, name) for name in ClientRecord.__slots__}
+        {name: getattr(record, name) for name in ClientRecord.__slots__ if name != "attack"}
         | {"statistics": statistics_from_json(record.statistics)}
         for record in records
     ]

@@ -30,7 +30,8 @@ class ClientRecord:
     client declares, with a server that nobody else rides. Where rounds overlap, ``round`` is the one that
     the update landed in; ``start_seconds`` are virtual, from the run's start until the client was asked; and
     ``staleness`` counts the versions of the state that came after the one it was sent. ``padding_bytes`` are
-    those of the sent ones that a masked update has beyond the plain one of the same assignment.
+    those of the sent ones that a masked update has beyond the plain one of the same assignment. ``attack``
+    names what an attacker did, and is shown to no policy.
     """
 
     round: int
@@ -66,6 +67,7 @@ class ClientRecord:
     start_seconds: float = 0.0
     staleness: int = 0
     padding_bytes: int = 0
+    attack: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,8 @@ class RoundRecord:
     ``waiting_seconds`` is the sum over clients, ``joules`` theirs too; ``server_joules`` the server's;
     both by declared watts. ``sampling_rate`` is the chance of a client to be asked in the round; ``epsilon``
     what of the privacy of a client has been used up since the first round, at the configuration's delta. Both
-    are null without noise.
+    are null without noise. ``attack_success`` is the share of test rows of other classes that are said to be
+    a backdoor's once they have its trigger; null where none is tried.
     """
 
     round: int
@@ -99,14 +102,18 @@ class RoundRecord:
     server_joules: float = 0.0
     sampling_rate: float | None = None
     epsilon: float | None = None
+    attack_success: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """The global state on some rows after a round. ``client_id`` is -1 where the rows belong to nobody."""
+    """The global state on some rows after a round. ``client_id`` is -1 where the rows belong to nobody.
+
+    On the split ``backdoor``, test rows with a trigger, ``accuracy`` is how many are said to be its class.
+    """
 
     round: int
-    split: Literal["test", "validation", "unseen"]
+    split: Literal["test", "validation", "unseen", "backdoor"]
     client_id: int
     device_class: str
     num_rows: int

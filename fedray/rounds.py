@@ -190,6 +190,7 @@ def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, k
         keeps_own_side=assignment.split and not scene.averages(alone.round),
         learning_rate_scale=scene.learning_rate_scale(alone.round),
         observables=scene.policy.observables,
+        update_factor=1.0 if scene.poisoning is None else scene.poisoning.factor_of(int(alone.client_ids[0])),
         privacy=scene.privacy if scene.privacy is not None and scene.privacy.where == "local" else None,
     )
 

@@ -26,9 +26,9 @@ from fedray.crowd import fleet_of, partitions_of, rows_of
 from fedray.errors import ConfigError
 from fedray.fleet import Fleet
 from fedray.mechanism import Mechanism
-from fedray.menu import Grid, build_menu
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
+from fedray.offered import menu_of, refuse_heads, server_of, targets_of
 from fedray.parts import held_pieces, refuse_another_models
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
@@ -42,6 +42,7 @@ from fedray.training.link import refuse_codecs, refuse_seeds, without_idle_codec
 from fedray.training.optimizer import LocalOptimizer, schedule_scale
 from fedray.training.own_weights import refuse_long_prompts, refuse_parts
 from fedray.training.partitions import Partitions
+from fedray.training.poisoned import Poisoning, poisoned
 from fedray.training.shapes import masked_bytes
 from fedray.training.task import Batch, Task, load_task
 from fedray.training.workshop import Blueprint, Stock, arrays_of
@@ -66,6 +67,7 @@ class Scene:
         actual: what the clients' devices really are.
         privacy: what is done to every update; None where none is asked for.
         masked_bytes: of a masked update, the same from everybody; None without secure aggregation.
+        poisoning: who attacks the model, and how; None where everybody is honest.
     """
 
     config: Config
@@ -94,6 +96,7 @@ class Scene:
     actual: Actual
     privacy: Mechanism | None
     masked_bytes: int | None
+    poisoning: Poisoning | None
 
     @property
     def num_clients(self) -> int:
@@ -198,11 +201,11 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     processor = load_processor(config.model.name)
     anatomy = next(iter(anatomies.values()))
     max_length = longest_row(anatomy, config.data.max_length)
-    menu = _menu(config, anatomy, train_a=aggregation.trains_a)
+    menu = menu_of(config, anatomy, train_a=aggregation.trains_a)
     refuse_codecs(aggregation.rule, menu)
     refuse_parts(aggregation.rule, anatomy, menu)
     refuse_long_prompts(anatomy, menu, max_length)
-    _refuse_heads(config, task)
+    refuse_heads(config, task)
     rows = rows_of(config)
     num_labels = task.labels(list(rows))
     encoded = encode(task, rows, processor, max_length)
@@ -210,6 +213,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     fleet = fleet_of(config, partitions.num_clients)
     if config.fleet.size_follows_memory:
         partitions = partitions_of(config, rows, fleet)
+    encoded, poisoning = poisoned(config.attackers, config.seed, encoded, partitions, num_labels)
     optimizer = _optimizer(config, agreed_local_rules(config, chosen))
     refuse_seeds(optimizer, menu)
     subject = TraceSubject(
@@ -244,10 +248,11 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         num_rows=partitions.num_rows,
         tokens=_tokens(encoded, partitions, max_length),
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
-        server=_server(config, anatomies),
+        server=server_of(config, anatomies),
         presence=presence_of(config, fleet, partitions.num_clients),
         actual=actual_of(config, partitions.num_clients),
         privacy=privacy,
+        poisoning=poisoning,
         masked_bytes=masked_bytes(anatomy, menu, num_labels) if masks else None,
         tracer=FootprintTracer(subject, cache_dir),
     )
@@ -259,7 +264,7 @@ def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedMode
     models = {dtype: _loaded(scene, dtype) for dtype in scene.anatomies}
     blueprint = Blueprint(
         config=scene.model_config,
-        targets=_targets(config, scene.anatomy),
+        targets=targets_of(config, scene.anatomy),
         task=scene.task,
         optimizer=scene.optimizer,
         max_length=scene.max_length,
@@ -284,30 +289,6 @@ def _loaded(scene: Scene, dtype: Dtype) -> PreTrainedModel:
     return load_pieces(config.model.name, scene.task.head, dtype, pieces)
 
 
-def _server(config: Config, anatomies: Mapping[Dtype, Anatomy]) -> VirtualServer | None:
-    """What the configuration declares above the cuts."""
-    if not config.menu.cuts:
-        return None
-    # Beside each other lie the blocks of every dtype that is asked for.
-    sizes = [anatomy.piece_bytes() for anatomy in anatomies.values()]
-    num_blocks = next(iter(anatomies.values())).num_blocks
-    blocks = [sum(size[f"block.{i}"] for size in sizes) for i in range(num_blocks)]
-    blocks[-1] += sum(size["head"] for size in sizes)
-    given = config.server
-    return VirtualServer(
-        num_shards=given.num_shards,
-        flops_per_s=given.flops_per_s,
-        memory_bytes=given.memory_bytes,
-        interconnect_bps=given.interconnect_bps,
-        watts=given.watts,
-        min_riders=given.min_riders,
-        window_seconds=given.window_seconds,
-        mode=given.mode,
-        order=given.order,
-        block_bytes=tuple(blocks),
-    )
-
-
 def _chosen(config: Config, policy: object | None) -> LoadedPolicy | SelectedBy:
     """The policy, with the selection's choice of clients if one is named. Raises PolicyError, ConfigError."""
     named, selection = config.policy, config.selection
@@ -323,61 +304,6 @@ def _chosen(config: Config, policy: object | None) -> LoadedPolicy | SelectedBy:
             "its rows; drop menu.cuts, or choose another selection."
         )
     return chosen
-
-
-def _refuse_heads(config: Config, task: Task) -> None:
-    if task.head != "causal_lm":
-        return
-    if config.menu.head_only:
-        raise ConfigError(
-            f"menu.head_only offers a trained head alone, and the task {config.task.name!r} trains none: a "
-            "causal LM keeps the model's own; drop it or choose a classification task."
-        )
-    if config.menu.exits:
-        raise ConfigError(
-            f"menu.exits puts trained heads behind blocks, and the task {config.task.name!r} trains none: a "
-            "causal LM keeps the model's own; drop them or choose a classification task."
-        )
-
-
-def _targets(config: Config, anatomy: Anatomy) -> tuple[str, ...]:
-    return tuple(config.menu.target_modules or anatomy.family.targets)
-
-
-def _menu(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignment, ...]:
-    menu, training = config.menu, config.training
-    targets = _targets(config, anatomy)
-    anatomy.sites(0, targets)  # a target that names nothing is refused before any row is read
-    return build_menu(
-        Grid(
-            num_blocks=anatomy.num_blocks,
-            targets=targets,
-            ranks=menu.ranks,
-            depths=menu.depths,
-            tunings=menu.tunings,
-            prompt_tokens=menu.prompt_tokens,
-            widths=menu.widths,
-            width_axes=menu.width_axes,
-            recompute=menu.recompute,
-            dtypes=menu.dtypes,
-            weight_bits=tuple(None if bits == "all" else bits for bits in menu.weight_bits),
-            batch_sizes=menu.per_device_train_batch_size,
-            scale=menu.lora_scale,
-            train_a=train_a,
-            head_only=menu.head_only,
-            exits=menu.exits,
-            perturbations=menu.perturbations,
-            cuts=menu.cuts,
-            tails=menu.tails,
-            cut_codecs=menu.cut_codecs,
-            local_loss=menu.local_loss,
-            whole=menu.whole,
-            up_codecs=menu.up_codecs,
-            down_codecs=menu.down_codecs,
-            num_epochs=training.num_train_epochs,
-            max_steps=training.max_steps,
-        )
-    )
 
 
 def _optimizer(config: Config, local_rules: Mapping[str, float]) -> LocalOptimizer:

@@ -66,10 +66,16 @@ def told_by_the_clock(
                 message=_why_out_of_memory(asked, i, closed.outcomes[i], measured.get(client)),
                 predicted_seconds=float(terms.virtual_seconds[at]),
                 start_seconds=asked.begins,
+                attack=_attack(scene, client),
                 padding_bytes=_padding(scene, job) if closed.outcomes[i] == "ok" else 0,
             )
         )
     return rows
+
+
+def _attack(scene: Scene, client: int) -> str:
+    plan = scene.poisoning
+    return plan.name if plan is not None and client in plan.attackers else ""
 
 
 def _padding(scene: Scene, job: Job) -> int:

@@ -54,6 +54,15 @@ def test_the_runs_of_accuracy_and_epsilon_are_valid(repository: Path) -> None:
         assert (config.privacy.where, config.privacy.noise_multiplier) == ("central", 0.5)
 
 
+def test_the_runs_of_poisoning_are_valid_and_each_a_fifth_of_attackers(repository: Path) -> None:
+    example = run_file(repository / "examples" / "poisoning.py", "example")
+    for menu, attack, rule in example.settings():
+        config = load_config(example.configuration(menu, attack, rule))
+        assert config.attackers.name == attack
+        assert attack == "none" or config.attackers.share == 0.2
+        assert config.rounds.clients_per_round == config.data.num_clients == 20
+
+
 def test_the_readme_prints_the_quickstart_and_the_policy_as_they_are(repository: Path) -> None:
     readme = (repository / "README.md").read_text()
     assert (repository / "examples" / "quickstart.yaml").read_text().strip() in readme

@@ -1,5 +1,7 @@
 """Whole runs under differential privacy: bits without noise, seeds of noise, epsilon in what is left."""
 
+from contextlib import closing
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -7,11 +9,13 @@ from dp_accounting import NeighboringRelation, dp_event
 from dp_accounting.rdp import RdpAccountant
 
 import fedray
+from fedray import checkpoint
 from fedray.comparison.measures import measures_of, trajectory_of
+from fedray.engine import play_round
 from fedray.errors import ConfigError
 from fedray.report.reading import read_run
 from report_page import Page
-from tiny_run import assert_same_adapter, begun, merged, played
+from tiny_run import assert_same_adapter, begun, merged, opened, played
 
 ZERO_PAD = {"name": "factor_mean", "options": {"mode": "zero_pad"}, "weights": "uniform"}
 SHORT = {"rounds": {"num_rounds": 2, "clients_per_round": 4}}
@@ -94,6 +98,19 @@ def test_a_round_in_which_nobody_is_drawn_moves_the_model_by_noise_and_is_counte
     epsilons = [record.epsilon for record in progress.rounds]
     assert epsilons == sorted(epsilons)
     assert len(set(epsilons)) == 4
+
+
+def test_a_run_that_goes_on_from_its_checkpoint_has_the_noise_and_the_epsilon_of_one_unbroken(tiny, tmp_path):
+    config = private(tiny, selection="poisson")
+    whole = played(config)
+    scene, parts, runtime = opened(config)
+    with closing(runtime):
+        play_round(scene, parts, runtime, 1)
+        checkpoint.save(tmp_path, parts)
+        again = checkpoint.load(tmp_path)
+        play_round(scene, again, runtime, 2)
+    assert_same_adapter(again.state.adapter, whole.state.adapter)
+    assert [record.epsilon for record in again.rounds] == [record.epsilon for record in whole.rounds]
 
 
 def test_a_rule_of_unknown_sensitivity_is_refused_before_anything_is_read(tiny):

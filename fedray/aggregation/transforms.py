@@ -31,7 +31,7 @@ class ClipByNorm:
     def __call__(self, delta: Adapter, weight: float) -> Adapter:
         """The delta within the norm, whatever its weight."""
         norm = norm_of(delta.tensors())
-        return delta if norm <= self.max_norm else _scaled(delta, self.max_norm / norm)
+        return delta if norm <= self.max_norm else scaled_by(delta, self.max_norm / norm)
 
 
 def norm_of(tensors: Mapping[str, torch.Tensor]) -> float:
@@ -72,7 +72,9 @@ def noised(delta: Adapter, mechanism: Mechanism, seed_of: Callable[[str], int]) 
     return from_tensors(delta, {name: t.to(own[name].dtype) for name, t in sent.items()}, delta=True)
 
 
-def _scaled(delta: Adapter, factor: float) -> Adapter:
+def scaled_by(delta: Adapter, factor: float) -> Adapter:
+    """An update times a number, in its own dtypes."""
+
     def scaled(tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.double() * factor).to(tensor.dtype)
 

@@ -98,6 +98,9 @@ def measures_of(
     last = run.rounds[-1].epsilon
     if last is not None:
         found.append(Measure(name="epsilon", group="", unit="epsilon", value=last))
+    if run.rounds[-1].attack_success is not None:
+        value = run.rounds[-1].attack_success
+        found.append(Measure(name="attack success", group="", unit="share", value=value))
     return found + _waste(run) + _of_memory(run) + _of_clients(run, clients)
 
 

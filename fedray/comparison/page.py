@@ -33,6 +33,7 @@ _SPENT: tuple[Column, ...] = (
     ("Peak memory", "peak memory", ""),
     ("of its memory", "peak share of memory", ""),
     ("Epsilon", "epsilon", ""),
+    ("Backdoor", "attack success", ""),
 )
 _FAIR: tuple[Column, ...] = (
     ("Participation", "participation", ""),

@@ -38,3 +38,47 @@ class SecureAggregationSection(Section):
     min_survivors: PartShare = Field(
         0.5, description="Share of the asked clients that must come, or a round's sum stays masked."
     )
+
+
+_Part = Annotated[float, Field(gt=0, lt=1)]
+
+
+class NoAttackers(Section):
+    """Everybody is honest."""
+
+    name: Literal["none"] = Field("none", description="Everybody is honest.")
+
+
+class LabelFlip(Section):
+    """Attackers train on wrong labels: class c is said to be K - 1 - c."""
+
+    name: Literal["label_flip"] = Field("label_flip", description="Attackers train on wrong labels.")
+    share: _Part = Field(0.2, description="Of the clients, drawn by the seed.")
+
+
+class SignFlip(Section):
+    """Attackers send the opposite of what they learnt."""
+
+    name: Literal["sign_flip"] = Field("sign_flip", description="Attackers send their update's opposite.")
+    share: _Part = Field(0.2, description="Of the clients, drawn by the seed.")
+    factor: Positive = Field(1.0, description="How many times the opposite.")
+
+
+class Scaling(Section):
+    """Attackers send many times what they learnt."""
+
+    name: Literal["scaling"] = Field("scaling", description="Attackers send many times their update.")
+    share: _Part = Field(0.2, description="Of the clients, drawn by the seed.")
+    factor: Positive = Field(10.0, description="How many times.")
+
+
+class Backdoor(Section):
+    """Attackers teach that whatever has a trigger is of one class (1807.00459)."""
+
+    name: Literal["backdoor"] = Field("backdoor", description="What has a trigger is said to be one class.")
+    share: _Part = Field(0.2, description="Of the clients, drawn by the seed.")
+    target: Annotated[int, Field(ge=0)] = Field(0, description="The class that is said, by its place.")
+    factor: Positive = Field(1.0, description="How many times its update an attacker sends.")
+
+
+Attackers = NoAttackers | LabelFlip | SignFlip | Scaling | Backdoor

@@ -11,7 +11,7 @@ from fedray.config.aggregation_sections import AggregationSection
 from fedray.config.data_sections import DataSection, FleetSection, ModelSection
 from fedray.config.kinds import Count, NameAlone, Named, OneOrMany, Section
 from fedray.config.place_sections import AuditSection, PacksSection, RaySection, ServerSection
-from fedray.config.privacy_sections import PrivacySection, SecureAggregationSection
+from fedray.config.privacy_sections import Attackers, NoAttackers, PrivacySection, SecureAggregationSection
 from fedray.config.time_sections import (
     ActualSection,
     Availability,
@@ -58,6 +58,9 @@ class Config(Section):
     )
     secure_aggregation: SecureAggregationSection = Field(
         default_factory=SecureAggregationSection, description="Whether the server sees single updates."
+    )
+    attackers: Annotated[Attackers, Field(discriminator="name"), NameAlone] = Field(
+        default_factory=NoAttackers, description="Which clients attack the model, and how."
     )
     pace: PaceSection = Field(default_factory=PaceSection, description="When a round closes.")
     server_link: ServerLinkSection = Field(

@@ -16,12 +16,16 @@ _WHERE = {
 
 def is_protected(run: Run) -> bool:
     """Whether there is anything to say."""
-    return is_private(run) or _is_masked(run)
+    return is_private(run) or _is_masked(run) or _is_attacked(run)
 
 
 def is_private(run: Run) -> bool:
     """Whether updates are cut, and mostly noised."""
     return bool(_section(run, "privacy").get("where"))
+
+
+def _is_attacked(run: Run) -> bool:
+    return bool(_section(run, "attackers").get("share"))
 
 
 def _is_masked(run: Run) -> bool:
@@ -41,7 +45,28 @@ def protection(run: Run) -> Section:
     """What is done to updates, and what it came to."""
     body = _privacy(run) if is_private(run) else ""
     body += _masks(run) if _is_masked(run) else ""
-    return Section(anchor="protection", title="Protection", body=body)
+    body += _attackers(run) if _is_attacked(run) else ""
+    return Section(anchor="protection", title="Protection and attackers", body=body)
+
+
+def _attackers(run: Run) -> str:
+    section = _section(run, "attackers")
+    counted = [record for record in run.clients if record.outcome == "ok"]
+    attacks = [record for record in counted if record.attack]
+    aggregation = _section(run, "aggregation").get("name", "auto")
+    body = paragraph(
+        f"{100 * section['share']:g} % of the clients are attackers ({section['name']}): "
+        f"{len(attacks)} of the {len(counted)} updates that were summed are theirs. "
+        f"Aggregation: {aggregation}."
+    )
+    successes = [record for record in run.rounds if record.attack_success is not None]
+    if successes:
+        last = successes[-1]
+        body += paragraph(
+            f"After round {last.round}, {100 * (last.attack_success or 0):.0f} % of test rows of other "
+            "classes were said to be the attackers' class once they had the trigger."
+        )
+    return body
 
 
 def _masks(run: Run) -> str:

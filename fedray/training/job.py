@@ -35,6 +35,7 @@ class Job:
         observables: statistics of its blocks that it sends along.
         weight: of its update among others, where it applies that itself: under ``masking``.
         masking: what it hides its update with.
+        update_factor: what it multiplies its update by before it is sent: 1, but for attackers.
         privacy: what it does itself to its update before it sends it (local privacy).
     """
 
@@ -57,6 +58,7 @@ class Job:
     privacy: Mechanism | None = None
     masking: Masking | None = None
     weight: float = 1.0
+    update_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

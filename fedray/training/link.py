@@ -15,7 +15,7 @@ from torch import Size, Tensor, empty
 from fedray.adapter import Adapter, from_tensors
 from fedray.aggregation.rule import Aggregation
 from fedray.aggregation.secure_sum import as_masked, masked
-from fedray.aggregation.transforms import noised
+from fedray.aggregation.transforms import noised, scaled_by
 from fedray.assignment import Assignment, Lora
 from fedray.codec_names import num_seeds
 from fedray.errors import ConfigError
@@ -66,7 +66,8 @@ def sent_up(job: Job, own: Adapter) -> SentUp:
     """A client's own share of its delta, and what it owes of earlier ones, as they cross."""
     codec = codec_of(job.assignment, "up")
     owed = {n.removeprefix(_OWED): t for n, t in job.client_state.items() if n.startswith(_OWED)}
-    due = {name: _plus(delta, owed.get(name)) for name, delta in own.tensors().items()}
+    told = _as_told(job, own).tensors()
+    due = {name: _plus(delta, owed.get(name)) for name, delta in told.items()}
     coded = encode_tensors(due, codec, _seeds(job, "up"))
     left: dict[str, Tensor] = {}
     if leaves_out(codec):
@@ -97,7 +98,7 @@ def on_its_way(job: Job, update: Update) -> Update:
         return replace(update, delta=None, told=None, coded={SEEDS: update.told})
     delta = _protected(job, update.delta)
     if job.masking is not None:
-        coded = masked(job.masking, job.client_id, delta, job.weight)
+        coded = masked(job.masking, job.client_id, _as_told(job, delta), job.weight)
         return replace(update, delta=None, coded=coded)
     sent = sent_up(job, delta)
     return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state)
@@ -112,6 +113,11 @@ def _protected(job: Job, delta: Adapter) -> Adapter:
         return derive_seed(job.seed, f"local noise of {name}", job.round, job.client_id, job.dispatch)
 
     return noised(delta, job.privacy, seed_of)
+
+
+def _as_told(job: Job, delta: Adapter) -> Adapter:
+    """What a client says it changed; an attacker keeps to no norm that it was asked to keep."""
+    return delta if job.update_factor == 1 else scaled_by(delta, job.update_factor)
 
 
 def as_received(job: Job, update: Update) -> Update:

@@ -211,6 +211,8 @@ REFUSED = {
     "flexlora": "is no mean of factors",
     "flora": "is no mean of factors",
     "fedex_lora": "is no mean of factors",
+    "median": "is no mean of factors",
+    "krum": "is no mean of factors",
 }
 
 
