@@ -27,9 +27,10 @@ class ClientRecord:
 
     ``num_steps`` are those that the client set out to do: fewer than its assignment says where a deadline
     takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
-    client declares, with a server that nobody else rides. Where rounds overlap, ``round`` is the one that
-    the update landed in; ``start_seconds`` are virtual, from the run's start until the client was asked; and
-    ``staleness`` counts the versions of the state that came after the one it was sent.
+    client declares, with a server that nobody else rides and a link of it that nobody else is on. Where
+    rounds overlap, ``round`` is the one that the update landed in; ``start_seconds`` are virtual, from the
+    run's start until the client was asked; and ``staleness`` counts the versions of the state after the one
+    it was sent.
     """
 
     round: int
