@@ -85,7 +85,7 @@ class Offers:
 
     Attributes:
         fits: memory, with the margin, and storage suffice, and under a cut the server's memory.
-        virtual_seconds: under a cut with a server that nobody else rides.
+        virtual_seconds: with a server that nobody else rides, and with nobody else on its link.
         compute_seconds: the client's own.
         peak_bytes: predicted, without the margin.
         held_bytes: frozen parts that must lie in the client's storage.

@@ -27,11 +27,11 @@ class ClientRecord:
 
     ``num_steps`` are those that the client set out to do: fewer than its assignment says where a deadline
     takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
-    client declares, with a server that nobody else rides. Where rounds overlap, ``round`` is the one that
-    the update landed in; ``start_seconds`` are virtual, from the run's start until the client was asked; and
-    ``staleness`` counts the versions of the state that came after the one it was sent. ``padding_bytes`` are
-    those of the sent ones that a masked update has beyond the plain one of the same assignment. ``attack``
-    names what an attacker did, and is shown to no policy.
+    client declares, with a server that nobody else rides and a link of it that nobody else is on. Where
+    rounds overlap, ``round`` is the one that the update landed in; ``start_seconds`` are virtual, from the
+    run's start until the client was asked; and ``staleness`` counts the versions of the state after the one
+    it was sent. ``padding_bytes`` are those of the sent ones that a masked update has beyond the plain one of
+    the same assignment. ``attack`` names what an attacker did, and is shown to no policy.
     """
 
     round: int

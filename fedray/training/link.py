@@ -95,7 +95,7 @@ def on_its_way(job: Job, update: Update) -> Update:
     if update.delta is None:
         return update
     if update.told is not None:
-        return replace(update, delta=None, told=None, coded={SEEDS: update.told})
+        return replace(update, delta=None, told=None, coded={SEEDS: update.told * job.update_factor})
     delta = _protected(job, update.delta)
     if job.masking is not None:
         coded = masked(job.masking, job.client_id, _as_told(job, delta), job.weight)
