@@ -8,7 +8,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import check, compare, examine, plan, resume, run, simulate, write_report
+    from fedray.api import check, compare, examine, export, plan, resume, run, simulate, write_report
     from fedray.config import Config, load_config
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check",
     "compare",
     "examine",
+    "export",
     "load_config",
     "plan",
     "resume",

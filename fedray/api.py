@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedray.planning import Plan
     from fedray.record import RoundRecord
     from fedray.simulation import Simulation
+    from fedray.submodel import Exported
     from fedray.testing import Report
     from fedray.watched import Watch
 
@@ -199,6 +200,22 @@ def examine(*, folder: str | Path | None = None, save: str | Path | None = None)
     return doctor.examine(
         folder=None if folder is None else Path(folder), save=None if save is None else Path(save)
     )
+
+
+def export(run: str | Path, *, client: int, out: str | Path) -> "Exported":
+    """Write one client's submodel of a run as a Hugging Face folder: fewer blocks, narrower, LoRA merged.
+
+    Args:
+        run: a folder that a run left, finished or not.
+        client: its id; what it was last given counts.
+        out: a new folder.
+
+    Raises:
+        FedrayError: there is no such client, or under a cut it has no model of its own.
+    """
+    from fedray import submodel
+
+    return submodel.export(_existing(Path(run)), client, _fresh(Path(out)))
 
 
 def check(target: str, *, options: Mapping[str, Any] | None = None, examples: int = 50) -> "list[Report]":

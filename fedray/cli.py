@@ -225,6 +225,23 @@ def compare(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    client: Annotated[int, typer.Option(min=0, help="Its id, as in clients.parquet.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the model.")],
+) -> None:
+    """Write what one client could run of the model as an ordinary Hugging Face folder.
+
+    The part that it was last given: its blocks, its width, its weights rounded as they were, LoRA merged. A
+    classifier's head lies beside, in head.safetensors.
+
+        fedray export runs/first --client 3 --out models/client_3
+    """
+    done = api.export(run, client=client, out=out)
+    typer.echo(f"{done.folder}: {done.assignment}")
+
+
+@app.command()
 def check(
     target: Annotated[
         str, typer.Argument(metavar="NAME", help="A policy, an aggregation, or the path of a .py file.")

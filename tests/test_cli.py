@@ -30,7 +30,7 @@ def test_help_shows_commands_to_copy(capsys):
     assert "fedray plan examples/quickstart.yaml" in out
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "report", "resume", "check", "doctor"])
+@pytest.mark.parametrize("command", ["run", "plan", "report", "resume", "check", "doctor", "export"])
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = told(capsys, command, "--help")
     assert code == 0
@@ -122,7 +122,7 @@ def test_a_name_that_fedray_does_not_have_is_refused_by_naming_those_it_has():
 
 def test_python_offers_what_the_command_line_does():
     ran = fresh_python("import fedray; print([callable(getattr(fedray, n)) for n in fedray.__all__])")
-    assert ran.stdout.count("True") == 10, ran.stderr
+    assert ran.stdout.count("True") == 11, ran.stderr
 
 
 def test_a_process_ends_with_the_exit_code():

@@ -177,11 +177,11 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, what: str = "adapter") -> Iterator[Path]:
     """A fresh folder to write in, which takes the place of `folder` if all went well and vanishes if not."""
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _FILES):
         raise ModelError(
-            f"{str(folder)!r} holds things that are no adapter; choose another folder to write one."
+            f"{str(folder)!r} holds things that are no {what}; choose another folder to write one."
         )
     mark = uuid.uuid4().hex
     new, old = (folder.parent / f".{folder.name}-{mark}.{kind}" for kind in ("new", "old"))
@@ -193,7 +193,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         new.rename(folder)
     except OSError as error:
         raise ModelError(
-            f"The adapter could not be written to {str(folder)!r} ({error}); nothing of it was kept. "
+            f"The {what} could not be written to {str(folder)!r} ({error}); nothing of it was kept. "
             "Free some space or choose another folder."
         ) from error
     finally:
