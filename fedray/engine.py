@@ -264,4 +264,5 @@ def _summed(
         boundary_up_bytes=sum(record.boundary_up_bytes for record in clients),
         boundary_down_bytes=sum(record.boundary_down_bytes for record in clients),
         server_joules=played.server_joules,
+        disagreement=played.trained.disagreement,
     )

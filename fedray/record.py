@@ -20,7 +20,10 @@ class ClientRecord:
     ``cut`` counts the leading blocks that the client kept while a server ran the others; null for a whole
     model. ``boundary_*`` are bytes over the cut in all steps, counted and predicted, beside the update's
     own; ``num_messages`` went over it both ways. ``waiting_seconds`` are those of the virtual seconds that
-    the client waited for the server.
+    the client waited for the server; ``receive_seconds`` those until everything had reached it,
+    ``compute_seconds`` of its own arithmetic and ``send_seconds`` of sending the update. With a cut the rest
+    is what crossing it took. ``lost_share`` is the length of what a codec changed of the update over its own;
+    null where it goes plain, or crosses a cut.
 
     ``num_steps`` are those that the client set out to do: fewer than its assignment says where a deadline
     takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
@@ -61,6 +64,10 @@ class ClientRecord:
     predicted_seconds: float = 0.0
     start_seconds: float = 0.0
     staleness: int = 0
+    receive_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    send_seconds: float = 0.0
+    lost_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,9 @@ class RoundRecord:
 
     ``up_bytes`` are the updates', ``down_bytes`` what clients started from; ``boundary_*`` went over cuts.
     ``waiting_seconds`` is the sum over clients, ``joules`` theirs too; ``server_joules`` the server's.
+    ``disagreement`` of the updates that counted: 0 where all are the same, 1 where they have nothing in
+    common (`fedray.aggregation.disagreement`); null of fewer than two, and under rules whose clients train
+    unlike factors.
     """
 
     round: int
@@ -89,6 +99,7 @@ class RoundRecord:
     boundary_up_bytes: int = 0
     boundary_down_bytes: int = 0
     server_joules: float = 0.0
+    disagreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,9 @@ def told_by_the_clock(
                 message=_why_out_of_memory(asked, i, closed.outcomes[i], measured.get(client)),
                 predicted_seconds=float(terms.virtual_seconds[at]),
                 start_seconds=asked.begins,
+                receive_seconds=float(closed.receive_seconds[i]),
+                compute_seconds=float(closed.compute_seconds[i]),
+                send_seconds=float(closed.send_seconds[i]),
             )
         )
     return rows
@@ -92,6 +95,7 @@ def told_by_training(record: ClientRecord, trained: Trained) -> ClientRecord:
         loss=None if failed else update.loss,
         attempts=trained.attempts.get(client, 0),
         message=update.message,
+        lost_share=update.lost,
         statistics=_statistics(update),
     )
 

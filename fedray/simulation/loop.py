@@ -157,6 +157,9 @@ def _columns(outing: Outing, closed: ClosedRound) -> dict[str, list[Any]]:
         "predicted_boundary_down_bytes": terms.boundary_down_bytes,
         "num_messages": closed.num_messages,
         "predicted_seconds": terms.virtual_seconds,
+        "receive_seconds": closed.receive_seconds,
+        "compute_seconds": closed.compute_seconds,
+        "send_seconds": closed.send_seconds,
     }
     return {name: array.tolist() for name, array in arrays.items()}
 
