@@ -108,8 +108,10 @@ def compare(
 ) -> "Comparison":
     """Run policies on the same fleet, data and draws, and tell their differences seed by seed.
 
-    ``drop_weak`` and ``everybody_smallest`` always stand beside those that are asked for. A comparison that
-    was broken off goes on where it was: call it again with the same ``out``.
+    ``drop_weak`` and ``everybody_smallest`` always stand beside those that are asked for, and where the menu
+    has whole models two yardsticks: every client alone (``local_only``) and all rows on one device
+    (``centralised``); see `fedray.comparison.yardsticks`. A comparison that was broken off goes on where it
+    was: call it again with the same ``out``.
 
     Args:
         config: as in `run`, without its policy and seed.

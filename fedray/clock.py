@@ -75,6 +75,9 @@ class ClosedRound:
         boundary_up_bytes: sent over the cut until then; ``boundary_down_bytes`` received over it;
             ``num_messages`` over the cut, that had arrived.
         waiting_seconds: for the server until then.
+        receive_seconds: of those until then, from being asked to having received everything; then
+            ``compute_seconds`` of the client's own arithmetic, and ``send_seconds`` at the end. What is left
+            of a client with a cut went by while bytes crossed it.
         joules: spent until then. Waiting for others after the own update arrived is not charged.
         received: whether everything sent down had arrived, so that the client holds the pieces.
         server_seconds: that the server swept until the round closed; ``server_joules`` of all its shards.
@@ -90,6 +93,9 @@ class ClosedRound:
     boundary_down_bytes: Ints
     num_messages: Ints
     waiting_seconds: Floats
+    receive_seconds: Floats
+    compute_seconds: Floats
+    send_seconds: Floats
     joules: Floats
     received: Bools
     server_seconds: float
@@ -307,6 +313,8 @@ def _spent(
         + (until - computed) * device.idle_watts
         + (sent_down + up_bytes + crossed) * device.radio_joules_per_byte
     )
+    # On a shared link sending takes as long as it took.
+    sending = trips.send_seconds if trips.shared_link is None else middle.arrival_seconds - middle.end_seconds
     busy = middle.busy_seconds(close)
     server_watts = 0.0 if trips.server is None else trips.server.num_shards * trips.server.watts
     return ClosedRound(
@@ -320,6 +328,9 @@ def _spent(
         boundary_down_bytes=riding.down_bytes,
         num_messages=riding.num_messages,
         waiting_seconds=riding.waiting_seconds,
+        receive_seconds=np.minimum(until, middle.receive_seconds),
+        compute_seconds=computed,
+        send_seconds=np.clip(until - middle.end_seconds, 0, sending),
         joules=joules,
         received=until >= middle.receive_seconds,
         server_seconds=busy,

@@ -17,7 +17,7 @@ from fedray.averaging import after_averaging
 from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
-from fedray.evaluation import evaluate
+from fedray.evaluation import evaluate, headline
 from fedray.holdings import Holdings
 from fedray.landing import play_until_closed
 from fedray.model.added import is_added
@@ -248,7 +248,7 @@ def _summed(
 ) -> RoundRecord:
     clients = played.clients
     outcomes = Counter(record.outcome for record in clients)
-    accuracy, loss = _headline(evaluations)
+    accuracy, loss = headline(evaluations)
     return RoundRecord(
         round=number,
         accuracy=accuracy,
@@ -270,16 +270,5 @@ def _summed(
         server_joules=played.server_joules,
         sampling_rate=played.sampling_rate,
         attack_success=next((e.accuracy for e in evaluations if e.split == "backdoor"), None),
+        disagreement=played.trained.disagreement,
     )
-
-
-def _headline(evaluations: list[EvaluationRecord]) -> tuple[float | None, float | None]:
-    """Accuracy and loss over all rows of the first split there is: test, then unseen, then validation."""
-    for split in ("test", "unseen", "validation"):
-        found = [record for record in evaluations if record.split == split]
-        if total := sum(record.num_rows for record in found):
-            return tuple(  # type: ignore[return-value]
-                sum(value * record.num_rows for record, value in zip(found, values, strict=True)) / total
-                for values in ([r.accuracy for r in found], [r.loss for r in found])
-            )
-    return None, None

@@ -43,6 +43,18 @@ def evaluate(scene: Scene, state: GlobalState, round_number: int, runtime: Runti
     return records
 
 
+def headline(evaluations: Sequence[EvaluationRecord]) -> tuple[float | None, float | None]:
+    """Accuracy and loss over all rows of the first split there is: test, then unseen, then validation."""
+    for split in ("test", "unseen", "validation"):
+        found = [record for record in evaluations if record.split == split]
+        if total := sum(record.num_rows for record in found):
+            return tuple(  # type: ignore[return-value]
+                sum(value * record.num_rows for record, value in zip(found, values, strict=True)) / total
+                for values in ([r.accuracy for r in found], [r.loss for r in found])
+            )
+    return None, None
+
+
 def _answers(scene: Scene, adapter: Adapter, chunks: Sequence[Rows], runtime: Runtime) -> list[Outputs]:
     span = evaluated_span(scene.config, scene.anatomy.num_blocks)
     if span is not None:

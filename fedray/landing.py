@@ -257,5 +257,8 @@ def _called_off(scene: Scene, one: Departure, now_seconds: float) -> ClientRecor
         down_bytes=record.down_bytes if closed.received[0] else int(closed.down_bytes[0]),
         provision_bytes=int(closed.provision_bytes[0]),
         joules=float(closed.joules[0]),
+        receive_seconds=float(closed.receive_seconds[0]),
+        compute_seconds=float(closed.compute_seconds[0]),
+        send_seconds=float(closed.send_seconds[0]),
         loss=None,
     )

@@ -23,7 +23,10 @@ class ClientRecord:
     ``cut`` counts the leading blocks that the client kept while a server ran the others; null for a whole
     model. ``boundary_*`` are bytes over the cut in all steps, counted and predicted, beside the update's
     own; ``num_messages`` went over it both ways. ``waiting_seconds`` are those of the virtual seconds that
-    the client waited for the server.
+    the client waited for the server; ``receive_seconds`` those until everything had reached it,
+    ``compute_seconds`` of its own arithmetic and ``send_seconds`` of sending the update. With a cut the rest
+    is what crossing it took. ``lost_share`` is the length of what a codec changed of the update over its own;
+    null where it goes plain, or crosses a cut.
 
     ``num_steps`` are those that the client set out to do: fewer than its assignment says where a deadline
     takes partial work. ``predicted_seconds`` are the virtual seconds of a whole trip at the rates that the
@@ -68,6 +71,10 @@ class ClientRecord:
     staleness: int = 0
     padding_bytes: int = 0
     attack: str = ""
+    receive_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    send_seconds: float = 0.0
+    lost_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +83,12 @@ class RoundRecord:
 
     ``up_bytes`` are the updates', ``down_bytes`` what clients started from; ``boundary_*`` went over cuts.
     ``waiting_seconds`` is the sum over clients, ``joules`` theirs too; ``server_joules`` the server's;
-    both by declared watts. ``sampling_rate`` is the chance of a client to be asked in the round; ``epsilon``
-    what of the privacy of a client has been used up since the first round, at the configuration's delta. Both
-    are null without noise. ``attack_success`` is the share of test rows of other classes that are said to be
-    a backdoor's once they have its trigger; null where none is tried.
+    both by declared watts. ``disagreement`` of the updates that counted: 0 where all are the same, 1 where
+    they have nothing in common (`fedray.aggregation.disagreement`); null of fewer than two, and under rules
+    whose clients train unlike factors. ``sampling_rate`` is the chance of a client to be asked in the round;
+    ``epsilon`` what of the privacy of a client has been used up since the first round, at the configuration's
+    delta. Both are null without noise. ``attack_success`` is the share of test rows of other classes that are
+    said to be a backdoor's once they have its trigger; null where none is tried.
     """
 
     round: int
@@ -103,6 +112,7 @@ class RoundRecord:
     sampling_rate: float | None = None
     epsilon: float | None = None
     attack_success: float | None = None
+    disagreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedray.adapter import Adapter, Factors, GlobalState
+from fedray.aggregation.disagreement import Disagreement
 from fedray.aggregation.rule import Accumulator, drift
 from fedray.aggregation.secure_sum import with_masking
 from fedray.assignment import Assignment, Attention
@@ -85,6 +86,7 @@ class Trained:
         base_delta: that clients ran with.
         boundary: bytes that crossed the cut up and down, and messages, by client that had one.
         vanished: clients that did not answer in time.
+        disagreement: of the updates; see `fedray.aggregation.disagreement`.
     """
 
     state: GlobalState
@@ -94,6 +96,7 @@ class Trained:
     base_delta: Mapping[str, Factors]
     boundary: Mapping[int, tuple[int, int, int]]
     vanished: frozenset[int]
+    disagreement: float | None = None
 
     @property
     def client_states(self) -> dict[int, ClientState]:
@@ -293,6 +296,7 @@ def train(
     up_bytes: dict[int, int] = {}
     attempts: dict[int, int] = {}
     boundary: dict[int, tuple[int, int, int]] = {}
+    unlike = Disagreement()
     for job, update, tries, crossed in _trained(scene, state, jobs, runtime):
         attempts[job.client_id] = tries
         # The delta is not kept: what a round holds grows with its clients only by what they keep.
@@ -301,6 +305,8 @@ def train(
             boundary[job.client_id] = crossed
         if update.delta is not None:
             up_bytes[job.client_id] = wire_bytes(update.tensors())
+            if scene.rule.keeps_rank_indices and not update.delta.places:
+                unlike.add(update.delta.tensors(), weight_of(scene, job))
             if add is None:
                 accumulator.add(update.delta, base_of(scene.anatomy, job), weight_of(scene, job))
             else:
@@ -322,6 +328,7 @@ def train(
         base_delta=state.base_delta,
         boundary=boundary,
         vanished=frozenset(job.client_id for job in jobs) - updates.keys(),
+        disagreement=unlike.value,
     )
 
 

@@ -68,6 +68,9 @@ def told_by_the_clock(
                 start_seconds=asked.begins,
                 attack=_attack(scene, client),
                 padding_bytes=_padding(scene, job) if closed.outcomes[i] == "ok" else 0,
+                receive_seconds=float(closed.receive_seconds[i]),
+                compute_seconds=float(closed.compute_seconds[i]),
+                send_seconds=float(closed.send_seconds[i]),
             )
         )
     return rows
@@ -105,6 +108,7 @@ def told_by_training(record: ClientRecord, trained: Trained) -> ClientRecord:
         loss=None if failed else update.loss,
         attempts=trained.attempts.get(client, 0),
         message=update.message,
+        lost_share=update.lost,
         statistics=_statistics(update),
     )
 

@@ -288,6 +288,10 @@ def test_riders_share_a_server_and_others_do_not_wait_for_it():
     assert closed.outcomes == ("ok", "ok", "ok")
     assert closed.client_seconds.tolist() == [17, 20, 5]
     assert closed.waiting_seconds.tolist() == [3, 5, 0]
+    # Two seconds of a cut's 17 and 20 go up over it, and two come down.
+    assert closed.receive_seconds.tolist() == [2, 2, 2]
+    assert closed.compute_seconds.tolist() == [6, 7, 1]
+    assert closed.send_seconds.tolist() == [2, 2, 2]
     assert closed.boundary_up_bytes.tolist() == [500, 500, 0]
     assert closed.boundary_down_bytes.tolist() == [1000, 1000, 0]
     assert closed.num_messages.tolist() == [2, 2, 0]
@@ -304,6 +308,8 @@ def test_a_rider_called_off_is_charged_what_crossed_until_then():
     assert closed.boundary_up_bytes.tolist() == [500, 500]
     assert closed.boundary_down_bytes.tolist() == [0, 0]
     assert closed.waiting_seconds.tolist() == [3, 3]
+    assert closed.compute_seconds.tolist() == [2, 3]
+    assert closed.send_seconds.tolist() == [0, 0]
     assert closed.num_messages.tolist() == [1, 1]
     assert closed.joules == pytest.approx([2 * 5 + 8 + 15, 3 * 5 + 7 + 15])
     assert closed.server_seconds == 4
@@ -342,7 +348,10 @@ def test_with_riders_too_nobody_is_charged_more_than_everything_and_the_order_do
         assert (getattr(closed, name) <= whole).all()
         ok = np.array(closed.outcomes) == "ok"
         assert getattr(closed, name)[ok].tolist() == whole[ok].tolist()
-    assert (closed.waiting_seconds <= closed.client_seconds).all()
+    phases = closed.receive_seconds + closed.compute_seconds + closed.waiting_seconds + closed.send_seconds
+    assert (phases <= closed.client_seconds * (1 + 1e-12)).all()
+    whole_models = np.array(steps) == 0
+    assert phases[whole_models] == pytest.approx(closed.client_seconds[whole_models])
     assert (closed.client_seconds <= closed.virtual_seconds).all()
     order = np.random.default_rng(len(leaves)).permutation(len(leaves))
     shuffled = close_round(take(trips, order), pace, leaves[order])

@@ -1,21 +1,28 @@
 """What the examples and the README show is true: they load, run, and are what the README prints."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import fedray
+from fedray.cli import main
 from fedray.config import load_config
+from fedray.config.loading import config_to_yaml
 from fedray.policy_loading import load_policy
 from fedray.python_file import run_file
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.task import load_task
 from fedray.training.train import train_pack
 from shop import assign, build, job
+from tiny_run import merged
 
 TEN_LINES = """
 import torch
@@ -61,6 +68,50 @@ def test_the_runs_of_poisoning_are_valid_and_each_a_fifth_of_attackers(repositor
         assert config.attackers.name == attack
         assert attack == "none" or config.attackers.share == 0.2
         assert config.rounds.clients_per_round == config.data.num_clients == 20
+
+
+def test_the_shootout_compares_eight_policies_of_every_kind_beside_the_baselines(repository: Path) -> None:
+    example = run_file(repository / "examples" / "policy_shootout.py", "example")
+    assert len(example.POLICIES) == 8
+    assert {"ranks", "submodels", "cuts"} <= set(example.POLICIES.values())
+    for name in example.POLICIES:
+        checked = load_config({**example.configuration(8, 2, None), "policy": name})
+        assert load_policy(checked.policy.name).name == name
+    assert load_config(example.configuration(8, 2, repository / "README.md")).data.max_rows == 2400
+
+
+def _python_of(readme: str, wanted: str) -> str:
+    """The one block of Python in the README that defines something."""
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if wanted in b]
+    return block
+
+
+def test_the_readmes_policy_and_task_are_compared_with_two_published_policies_by_its_command(
+    repository: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (repository / "README.md").read_text()
+    policy, task = _python_of(readme, "def assign(cohort"), _python_of(readme, "TextClassification)")
+    for code, most in ((policy, 10), (task, 15)):
+        assert len([line for line in code.splitlines() if line.strip()]) <= most
+    (command,) = re.findall(r"^fedray (compare .*task=.*)$", readme, re.MULTILINE)
+    # As a new user has it: two files of one's own, and rows in which some words are long.
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "deep_for_the_fast.py").write_text(policy)
+    (tmp_path / "examples" / "longest_word.py").write_text(task)
+    rows = tmp_path / "rows.jsonl"
+    texts = [f"w1 w2 w{i % 44}" + " uncharacteristically" * (i % 2) for i in range(120)]
+    rows.write_text("".join(json.dumps({"text": t, "label": str(i % 3)}) + "\n" for i, t in enumerate(texts)))
+    rounds, training = {"num_rounds": 3, "clients_per_round": 6}, {"learning_rate": 3e-2}
+    own = {"data": {"source": str(rows)}, "rounds": rounds, "training": training}
+    text = config_to_yaml(load_config(merged(tiny, own)))
+    (tmp_path / "examples" / "quickstart.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--seeds", "1"]) == 0
+    found = pq.read_table(tmp_path / "runs" / "mine_or_theirs" / "comparison.parquet").to_pylist()
+    accuracy = {r["policy"]: r["value"] for r in found if r["measure"] == "accuracy"}
+    assert {"deep_for_the_fast", "hetlora", "flexlora"} <= set(accuracy)
+    # Long words are unknown ones, so that is what is learnt; half of the rows have one.
+    assert accuracy["deep_for_the_fast"] > 0.7
 
 
 def test_the_readme_prints_the_quickstart_and_the_policy_as_they_are(repository: Path) -> None:

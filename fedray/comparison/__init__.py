@@ -23,6 +23,7 @@ from fedray.comparison.entrants import (
 from fedray.comparison.page import comparison_page, text_of
 from fedray.comparison.runs import Shown, configured, played
 from fedray.comparison.tuning import Tried, chosen_of, trials_to_tune, tried_of, tuning_table
+from fedray.comparison.yardsticks import can_stand
 from fedray.config import Config
 from fedray.errors import ConfigError
 
@@ -67,10 +68,13 @@ class Comparison:
 
 def compare(config: Config, asked: Asked, out: Path, shown: Shown) -> Comparison:
     """Run what is not there yet, and leave table and report. Raises FedrayError; see `fedray.compare`."""
-    entrants, seeds = entrants_of(asked.policies), seeds_of(asked.seeds)
+    everybody, seeds = entrants_of(asked.policies), seeds_of(asked.seeds)
     settings, tunes = settings_of(asked.grid, "grid"), settings_of(asked.tune, "tune")
     _refuse(config, asked, tunes)
-    tuning = trials_to_tune(entrants, settings, tunes, max(seeds) + 1)
+    entrants = [entrant for entrant in everybody if entrant.yardstick is None or can_stand(config)]
+    # Yardsticks are not tuned: their trials would be no policy's.
+    contestants = [entrant for entrant in entrants if entrant.yardstick is None]
+    tuning = trials_to_tune(contestants, settings, tunes, max(seeds) + 1)
     configured(config, [*tuning, *_trials(entrants, settings, seeds, {})])
     total = len(tuning) + len(entrants) * len(settings) * len(seeds)
     tuned = played(config, tuning, out, shown, 0, total)

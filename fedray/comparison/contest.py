@@ -17,6 +17,10 @@ from fedray.report.reading import Run
 FEWEST_SEEDS = 3
 # A target that most should reach: this share of what the best policy ends with.
 TARGET_SHARE = 0.95
+# What is said of a yardstick: it plays by other rules, so it is in no budget and meets none.
+OF_YARDSTICKS = frozenset(
+    {"accuracy", "total", "accuracy of class", "accuracy of worst tenth", "accuracy of unseen", "peak memory"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,7 @@ def targets_of(runs: Sequence[Finished], target: float | None) -> dict[str, floa
     for setting, here in by_setting(runs).items():
         finals: dict[str, list[float]] = {}
         for one in here:
-            final = trajectory_of(one.run).final
+            final = None if one.trial.entrant.yardstick else trajectory_of(one.run).final
             if final is not None:
                 finals.setdefault(one.trial.entrant.label, []).append(final)
         best = max((median(values) for values in finals.values()), default=0.0)
@@ -130,13 +134,17 @@ def table_of(rows: Sequence[Row]) -> pa.Table:
 
 
 def _of_one_seed(here: Sequence[Finished], target: float) -> list[Row]:
-    trajectories = [trajectory_of(one.run) for one in here]
-    budgets = {cost: min(t.totals[cost] for t in trajectories) for cost in COSTS}
-    clients = sorted({record.client_id for one in here for record in one.run.clients})
+    contestants = [one for one in here if one.trial.entrant.yardstick is None]
+    trajectories = [trajectory_of(one.run) for one in contestants]
+    budgets = {cost: min((t.totals[cost] for t in trajectories), default=0.0) for cost in COSTS}
+    clients = sorted({record.client_id for one in contestants for record in one.run.clients})
     return [
         _row(one.trial, measure)
-        for one, trajectory in zip(here, trajectories, strict=True)
-        for measure in measures_of(one.run, trajectory, budgets=budgets, target=target, clients=clients)
+        for one in here
+        for measure in measures_of(
+            one.run, trajectory_of(one.run), budgets=budgets, target=target, clients=clients
+        )
+        if one.trial.entrant.yardstick is None or measure.name in OF_YARDSTICKS
     ]
 
 

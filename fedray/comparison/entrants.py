@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedray.errors import ConfigError
 
 # A system without per-client work, and the same work for all: what any policy has to beat.
 BESIDE = ("drop_weak", "everybody_smallest")
+# No federation at all, and all rows in one place: see `fedray.comparison.yardsticks`.
+Yardstick = Literal["local_only", "centralised"]
+YARDSTICKS: tuple[Yardstick, ...] = ("local_only", "centralised")
 Settings = Mapping[str, Any]
 
 
@@ -21,15 +24,19 @@ class Entrant:
 
     Attributes:
         beside: it was not asked for, and is compared all the same.
+        yardstick: no policy but what policies are measured against; its runs name one that would do.
     """
 
     name: str
     options: Settings
     beside: bool = False
+    yardstick: Yardstick | None = None
 
     @property
     def label(self) -> str:
         """Its short name, with its options: ``hetlora(capacity=up_bps)``."""
+        if self.yardstick is not None:
+            return self.yardstick
         options = ", ".join(f"{key}={value}" for key, value in sorted(self.options.items()))
         return Path(self.name).stem + (f"({options})" if options else "")
 
@@ -78,7 +85,10 @@ def entrants_of(policies: Sequence[str | Settings]) -> list[Entrant]:
         if labels.count(label) > 1:
             raise ConfigError(f"The policy {label!r} is given {labels.count(label)} times; give it once.")
     names = {entrant.name for entrant in found if not entrant.options}
-    return found + [Entrant(name=n, options={}, beside=True) for n in BESIDE if n not in names]
+    found += [Entrant(name=n, options={}, beside=True) for n in BESIDE if n not in names]
+    return found + [
+        Entrant(name="largest_that_fits", options={}, beside=True, yardstick=kind) for kind in YARDSTICKS
+    ]
 
 
 def settings_of(grid: Mapping[str, Sequence[Any]], what: str) -> list[Settings]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedray.comparison.contest import FEWEST_SEEDS, Finished, Row, by_setting
-from fedray.comparison.entrants import said
+from fedray.comparison.entrants import YARDSTICKS, said
 from fedray.comparison.pictures import cost_figure
 from fedray.comparison.shown_numbers import policies_of, shown_difference, shown_median
 from fedray.comparison.tuning import Tried
@@ -109,7 +109,8 @@ def _of_setting(
                 if evaluated
                 else ""
             )
-            + paragraph("Lines are medians over seeds, shades the range over them.", quiet=True),
+            + paragraph("Lines are medians over seeds, shades the range over them.", quiet=True)
+            + _yardsticks(rows),
         ),
         Section(
             anchor=f"paired-{number}",
@@ -138,6 +139,22 @@ def _of_setting(
             + _table(rows, _SPENT),
         ),
     ]
+
+
+def _yardsticks(rows: Sequence[Row]) -> str:
+    """What stands there beside the policies, or that it could not."""
+    if not {row.policy for row in rows} & set(YARDSTICKS):
+        return paragraph(
+            "Every client alone (local_only) and all rows in one place (centralised) do not stand here: the "
+            "menu offers no whole model that is sent as it is.",
+            quiet=True,
+        )
+    return paragraph(
+        "local_only: each client trains on its own rows, as often as a client is asked on average, and is "
+        "tested on its own. centralised: one device has everybody's rows and takes the steps of all clients "
+        "of a round. Neither was tuned, and neither is in a budget or a target.",
+        quiet=True,
+    )
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -33,6 +33,8 @@ def cost_figure(runs: Sequence[Finished]) -> str:
     """
     by_policy: dict[str, list[Trajectory]] = {}
     for one in runs:
+        if one.trial.entrant.yardstick is not None:
+            continue
         by_policy.setdefault(one.trial.entrant.label, []).append(trajectory_of(one.run))
     costs = [cost for cost in COSTS if any(t.totals[cost] for found in by_policy.values() for t in found)]
     kept: list[str] = []

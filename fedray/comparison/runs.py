@@ -1,5 +1,6 @@
 """The runs of a comparison, one after the other; what is done already is read, what is half done goes on."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Protocol
 
 from fedray import engine
 from fedray.comparison.contest import Finished
-from fedray.comparison.entrants import Trial
+from fedray.comparison.entrants import Trial, Yardstick
+from fedray.comparison.yardsticks import play_yardstick
 from fedray.config import Config, load_config
 from fedray.config.loading import config_to_yaml
 from fedray.errors import ConfigError
@@ -54,26 +56,42 @@ def played(
     """
     found = []
     for position, (trial, own) in enumerate(zip(trials, configured(config, trials), strict=True)):
-        run = _played(own, trial.place(out), shown.watch)
+        run = _played(own, trial, trial.place(out), shown.watch)
         found.append(Finished(trial=trial, run=run))
         if shown.trial is not None:
             shown.trial(already + position + 1, total, trial, run)
     return found
 
 
-def _played(config: Config, folder: Path, watch: Watch | None) -> Run:
+def _played(config: Config, trial: Trial, folder: Path, watch: Watch | None) -> Run:
+    if trial.entrant.yardstick is not None:
+        return _measured(trial.entrant.yardstick, config, folder)
     if not (folder / "config.yaml").exists():
         engine.run(config, folder, watch=watch)
         return read_run(folder)
+    _refuse_another(config, folder)
+    # The report is what a run writes last.
+    if not (folder / "report.html").exists():
+        engine.resume(folder, watch=watch)
+    return read_run(folder)
+
+
+def _measured(kind: Yardstick, config: Config, folder: Path) -> Run:
+    """A yardstick's, made anew where it is not whole."""
+    if (folder / "config.yaml").exists():
+        _refuse_another(config, folder)
+    if not (folder / "report.html").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        play_yardstick(kind, config, folder)
+    return read_run(folder)
+
+
+def _refuse_another(config: Config, folder: Path) -> None:
     if (folder / "config.yaml").read_text(encoding="utf-8") != config_to_yaml(config):
         raise ConfigError(
             f"{folder} holds a run of another configuration; give the comparison a new folder, or the "
             "configuration that it was begun with."
         )
-    # The report is what a run writes last.
-    if not (folder / "report.html").exists():
-        engine.resume(folder, watch=watch)
-    return read_run(folder)
 
 
 def wall_seconds(run: Run) -> float:

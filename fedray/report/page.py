@@ -7,10 +7,12 @@ from fedray.errors import ConfigError
 from fedray.report.assigned import memory, mix
 from fedray.report.cuts import cuts
 from fedray.report.markup import document
+from fedray.report.phases import tells_phases
 from fedray.report.protection import is_protected, protection
 from fedray.report.reading import Run, read_run
 from fedray.report.sections import configuration, headline, outcomes, participation, progress
 from fedray.report.tallies import device_classes, given, has_cuts, spent
+from fedray.report.timeline import held_back, timeline
 
 
 def write_report(out: Path) -> Path:
@@ -41,6 +43,7 @@ def page(run: Run) -> str:
     sections = [
         headline(run, cost),
         progress(run, cost),
+        *([held_back(run), timeline(run)] if tells_phases(run) else []),
         mix(givens, classes),
         *([cuts(run, classes)] if has_cuts(run) else []),
         memory(givens),

@@ -161,6 +161,9 @@ def _columns(scene: Scene, outing: Outing, closed: ClosedRound) -> dict[str, lis
         "num_messages": closed.num_messages,
         "predicted_seconds": terms.virtual_seconds,
         "padding_bytes": _padding(scene, outing, closed),
+        "receive_seconds": closed.receive_seconds,
+        "compute_seconds": closed.compute_seconds,
+        "send_seconds": closed.send_seconds,
     }
     return {name: array.tolist() for name, array in arrays.items()}
 

@@ -47,7 +47,7 @@ class Recorded:
         if ours.outcome != theirs.outcome:
             difference = f"client {ours.client_id} is {ours.outcome} here and {theirs.outcome} there"
             raise self._decided_otherwise(ours.round, difference)
-        return replace(ours, loss=theirs.loss, statistics=theirs.statistics)
+        return replace(ours, loss=theirs.loss, lost_share=theirs.lost_share, statistics=theirs.statistics)
 
     def _decided_otherwise(self, number: int, difference: str) -> SimulationError:
         return SimulationError(
@@ -58,7 +58,13 @@ class Recorded:
     def scored(self, record: RoundRecord) -> RoundRecord:
         """A simulated round with the run's accuracy and loss after it."""
         theirs = self.rounds[record.round]
-        return replace(record, accuracy=theirs.accuracy, loss=theirs.loss, drift=theirs.drift)
+        return replace(
+            record,
+            accuracy=theirs.accuracy,
+            loss=theirs.loss,
+            drift=theirs.drift,
+            disagreement=theirs.disagreement,
+        )
 
     def evaluations_until(self, number: int) -> tuple[EvaluationRecord, ...]:
         """Those after rounds up to this one."""

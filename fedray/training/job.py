@@ -74,6 +74,7 @@ class Update:
         loss: mean over the client's real rows and all its steps.
         client_state: what the client keeps from now on, all of it; it crosses no link.
         statistics: what a policy's observables asked for, [num_blocks] each.
+        lost: of the update's length, the share that its codec changed; None where it goes plain.
         message: why it failed, empty if it did not.
     """
 
@@ -88,6 +89,7 @@ class Update:
     told: Tensor | None = None
     client_state: ClientState = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    lost: float | None = None
     message: str = ""
 
     def tensors(self) -> dict[str, Tensor]:

@@ -47,10 +47,12 @@ class SentUp:
     Attributes:
         coded: its own share of the update, as it crosses.
         client_state: what it keeps from now on, all of it.
+        lost: the length of what the codec changed over that of what was due; None where nothing is coded.
     """
 
     coded: Tensors
     client_state: ClientState
+    lost: float | None = None
 
 
 def sent_down(anatomy: Anatomy, job: Job) -> Job:
@@ -69,15 +71,16 @@ def sent_up(job: Job, own: Adapter) -> SentUp:
     told = _as_told(job, own).tensors()
     due = {name: _plus(delta, owed.get(name)) for name, delta in told.items()}
     coded = encode_tensors(due, codec, _seeds(job, "up"))
-    left: dict[str, Tensor] = {}
-    if leaves_out(codec):
+    changed: dict[str, Tensor] = {}
+    if codec != "none":
         came = decode_tensors(coded, due, codec)
-        left = {name: t - came[name] for name, t in due.items() if is_coded(name, t, codec)}
+        changed = {name: t - came[name] for name, t in due.items() if is_coded(name, t, codec)}
+    left = changed if leaves_out(codec) else {}
     still = {name: _still_owed(owed.get(name), left.get(name), t.shape) for name, t in due.items()}
     settled = {_OWED + name for name in due}
     kept = {name: tensor for name, tensor in job.client_state.items() if name not in settled}
     kept |= {_OWED + name: tensor for name, tensor in still.items() if tensor is not None}
-    return SentUp(coded=coded, client_state=kept)
+    return SentUp(coded=coded, client_state=kept, lost=_relative(changed, due))
 
 
 def arrived(job: Job, coded: Tensors) -> Adapter:
@@ -101,7 +104,7 @@ def on_its_way(job: Job, update: Update) -> Update:
         coded = masked(job.masking, job.client_id, _as_told(job, delta), job.weight)
         return replace(update, delta=None, coded=coded)
     sent = sent_up(job, delta)
-    return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state)
+    return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state, lost=sent.lost)
 
 
 def _protected(job: Job, delta: Adapter) -> Adapter:
@@ -242,6 +245,12 @@ def _seeds(job: Job, way: Way) -> Callable[[str], int]:
     return lambda name: derive_seed(
         job.seed, f"codec {way} of {name}", job.round, job.client_id, job.dispatch
     )
+
+
+def _relative(changed: Tensors, due: Tensors) -> float | None:
+    """Of all tensors together; None where none is coded, or nothing was due."""
+    whole, part = (sum(float(t.square().sum()) for t in tensors.values()) for tensors in (due, changed))
+    return (part / whole) ** 0.5 if changed and whole else None
 
 
 def _plus(delta: Tensor, owed: Tensor | None) -> Tensor:

@@ -31,10 +31,11 @@ def test_every_policy_and_what_any_has_to_beat_run_with_every_seed(done):
     found = pq.read_table(done.out / "comparison.parquet")
     assert found.equals(done.table())
     rows = found.to_pylist()
+    beside = {"drop_weak", "everybody_smallest", "local_only", "centralised"}
     assert {(r["policy"], r["seed"]) for r in rows} == {
-        (policy, seed) for policy in ("hetlora", "drop_weak", "everybody_smallest") for seed in (0, 1)
+        (policy, seed) for policy in {"hetlora", *beside} for seed in (0, 1)
     }
-    assert {r["policy"] for r in rows if r["beside"]} == {"drop_weak", "everybody_smallest"}
+    assert {r["policy"] for r in rows if r["beside"]} == beside
     measured = {r["measure"] for r in rows}
     assert {"accuracy at equal", "cost to target", "waste", "participation", "accuracy of class"} <= measured
     assert {r["group"] for r in rows if r["measure"] == "accuracy of class"} >= {"watch", "laptop"}
@@ -48,7 +49,7 @@ def test_a_run_of_a_comparison_is_the_run_of_its_policy_and_seed(done, small, tm
 def test_the_page_and_the_table_name_everybody_and_stand_alone(done):
     page = done.report.read_text()
     text = done.to_text()
-    for policy in ("hetlora", "drop_weak", "everybody_smallest"):
+    for policy in ("hetlora", "drop_weak", "everybody_smallest", "local_only", "centralised"):
         assert policy in page
         assert policy in text
     assert "(beside)" in page
@@ -131,7 +132,7 @@ def test_the_command_line_prints_a_line_a_run_and_the_table(done, small, tmp_pat
     given = ["compare", str(path), "--out", str(out), "--policies", "hetlora", "--seeds", "1"]
     assert main(given) == 0
     said = capsys.readouterr().out
-    assert "run   3/3" in said
+    assert "run   5/5" in said
     assert "everybody_smallest, seed 0" in said
     assert said.splitlines()[-1].startswith("Report: ")
     assert main([*given, "--grid", "data.max_length=16"]) == MISTAKE

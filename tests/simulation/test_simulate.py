@@ -13,7 +13,8 @@ from fedray.simulation.devices import simulated_scene
 from tiny_run import merged, records, save_fleet
 
 # What training alone makes: losses, audits, the wall, how often work was done.
-TRAINED = ("loss", "measured_peak_bytes", "wall_seconds", "attempts", "statistics", "accuracy", "drift")
+TRAINED = ("loss", "measured_peak_bytes", "wall_seconds", "attempts", "statistics", "accuracy", "drift",
+           "lost_share", "disagreement")  # fmt: skip
 
 
 def assert_same_system(simulated, run):
