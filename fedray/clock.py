@@ -236,6 +236,11 @@ class _Middle:
         # A trip's end is said outright, or rounding could leave its last byte on the way.
         return np.where(arrived, whole, arriving), np.where(sent, trips.up_bytes, leaving)
 
+    def sending_seconds(self) -> Floats:
+        """From its end to its arrival, of each client that ends at all."""
+        ends = np.isfinite(self.end_seconds)
+        return np.subtract(self.arrival_seconds, self.end_seconds, where=ends, out=np.zeros(len(ends)))
+
     def spent(self, until_seconds: Floats) -> SpentRiding:
         """What each client spent until its own moment."""
         trips = self._trips
@@ -314,7 +319,7 @@ def _spent(
         + (sent_down + up_bytes + crossed) * device.radio_joules_per_byte
     )
     # On a shared link sending takes as long as it took.
-    sending = trips.send_seconds if trips.shared_link is None else middle.arrival_seconds - middle.end_seconds
+    sending = trips.send_seconds if trips.shared_link is None else middle.sending_seconds()
     busy = middle.busy_seconds(close)
     server_watts = 0.0 if trips.server is None else trips.server.num_shards * trips.server.watts
     return ClosedRound(
