@@ -3,7 +3,7 @@
 MiniLM learns which of 16 Python modules a docstring comes from, with LoRA: once all clients have the same
 assignment, once ranks and depths go around, as far as they fit. Attackers flip labels, send five times the
 opposite of what they learnt, or teach a backdoor (three words that mean the first module, with updates four
-times as large). Some thirty runs, a quarter of an hour on two cores::
+times as large). Some thirty runs, half an hour on two busy cores::
 
     python examples/poisoning.py runs/poisoning
 
@@ -34,9 +34,9 @@ MENUS: dict[str, dict[str, Any]] = {
 }
 ATTACKS: dict[str, dict[str, Any]] = {
     "none": {"name": "none"},
-    "label_flip": {"name": "label_flip", "share": 0.2},
     "sign_flip": {"name": "sign_flip", "share": 0.2, "factor": 5.0},
     "backdoor": {"name": "backdoor", "share": 0.2, "factor": 4.0},
+    "label_flip": {"name": "label_flip", "share": 0.2},
 }
 RULES: dict[str, dict[str, Any]] = {
     "mean": {"name": "coverage_mean"},
@@ -81,8 +81,8 @@ def configuration(menu: str, attack: str, rule: str, num_rounds: int = 6, thread
 
 def settings() -> Iterator[tuple[str, str, str]]:
     """Menu, attack and rule of every run."""
-    for menu in MENUS:
-        for attack in ATTACKS:
+    for attack in ATTACKS:
+        for menu in MENUS:
             yield from ((menu, attack, rule) for rule in RULES)
 
 
