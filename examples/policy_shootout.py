@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 import fedray
 from fedray.comparison import Comparison, Row, difference
 
-# drop_weak and everybody_smallest stand beside them in any comparison.
+# Each brings its own aggregation rule. drop_weak and everybody_smallest stand beside them in any comparison.
 POLICIES = {
     "hetlora": "ranks",
     "flexlora": "ranks",
@@ -62,7 +62,6 @@ EVERYBODYS: dict[str, Any] = {
         "lr_scheduler_type": "linear",
         "max_steps": 3,
     },
-    "aggregation": "factor_mean",
     "packs": {"clients_per_pack": 5},
     "audit": {"distinct": False, "share": 0.0},
     "runtime": "local",
@@ -149,11 +148,11 @@ def draw(found: Comparison, stem: Path) -> None:
         figure = Figure(figsize=(7.2, 0.6 + 0.21 * len(policies)), layout="constrained")
         panels = figure.subplots(1, 4, sharey=True)
         dots(panels[0], found, policies, "accuracy at equal", "virtual time", 1.0)
-        panels[0].set(xlabel="accuracy (share of rows)", title="(a) at equal virtual time")
+        panels[0].set(xlabel="accuracy (share)", title="(a) at equal virtual time")
         gains(panels[1], found, policies)
-        panels[1].set(xlabel="accuracy, difference", title="(b) less everybody_smallest")
+        panels[1].set(xlabel="accuracy, difference", title="(b) less smallest's")
         dots(panels[2], found, policies, "accuracy at equal", "bytes", 1.0)
-        panels[2].set(xlabel="accuracy (share of rows)", title="(c) at equal bytes")
+        panels[2].set(xlabel="accuracy (share)", title="(c) at equal bytes")
         dots(panels[3], found, policies, "cost to target", "virtual time", 60.0)
         panels[3].set(xlabel="virtual time (min)", title=f"(d) to {minutes(found.targets[''])}, hollow: >")
         panels[0].set_yticks(range(len(policies)), labels)

@@ -74,6 +74,8 @@ def test_the_shootout_compares_eight_policies_of_every_kind_beside_the_baselines
     example = run_file(repository / "examples" / "policy_shootout.py", "example")
     assert len(example.POLICIES) == 8
     assert {"ranks", "submodels", "cuts"} <= set(example.POLICIES.values())
+    # A rule that is named in the configuration would be everybody's, and no paper's own.
+    assert load_config(example.configuration(8, 2, None)).aggregation.name == "auto"
     for name in example.POLICIES:
         checked = load_config({**example.configuration(8, 2, None), "policy": name})
         assert load_policy(checked.policy.name).name == name
