@@ -18,10 +18,12 @@ from fedray.trained import (
     Lora,
     Prompt,
     Weights,
+    check_frozen,
     check_lora,
     check_prompt,
     check_weights,
     lora_on_top,
+    of_whole_blocks,
     weights_on_top,
 )
 from fedray.width import OrderedDropout, Width, check_ordered, check_width
@@ -80,6 +82,7 @@ class Assignment:
         max_steps: local steps, whatever the number of rows.
         width: the part of every block's width that the client holds; None is all of it.
         weight_bits: bits of the frozen linears of the client's own blocks, 8 or 4; None is the dtype's own.
+        sparsity: share of zeros among the weights of each frozen linear of its own blocks, the smallest ones.
         exits: depths, in blocks, at which the client trains a head of its own, all by one loss. Where the
             last one is the client's whole depth, its head is there and the model's last one is absent.
         ordered: parts of the width of which one is drawn for every step; None trains all of it in each.
@@ -105,12 +108,13 @@ class Assignment:
     down_codec: str = "none"
     width: Width | None = None
     weight_bits: WeightBits | None = None
+    sparsity: float = 0.0
     exits: tuple[int, ...] = ()
     perturbations: int = 0
     ordered: OrderedDropout | None = None
 
     def __post_init__(self) -> None:
-        _check_what_is_frozen(self)
+        check_frozen(self.adapter, width=self.width, weight_bits=self.weight_bits, sparsity=self.sparsity)
         _check_cut(self)
         check_update_codecs(
             up_codec=self.up_codec, down_codec=self.down_codec, perturbations=self.perturbations
@@ -255,6 +259,8 @@ class Assignment:
             parts.append(self.dtype)
         if self.weight_bits is not None:
             parts.append(f"{self.weight_bits}-bit weights")
+        if self.sparsity:
+            parts.append(f"{self.sparsity:g} of the weights zero")
         if self.recompute:
             parts.append("recompute")
         if self.exits:
@@ -349,25 +355,6 @@ def _check_ordered(a: Assignment, ordered: OrderedDropout | None) -> None:
             "Ordered dropout leaves out trained weights and their gradients: it goes with full fine-tuning "
             "and a backward pass."
         )
-
-
-def _check_what_is_frozen(assignment: Assignment) -> None:
-    if assignment.width is not None and of_whole_blocks(assignment.adapter):
-        raise ConfigError(
-            f"A width ({assignment.width}) trains weights or the head; LoRA, IA3 and prompts whole blocks."
-        )
-    if assignment.weight_bits is not None and isinstance(assignment.adapter, Weights):
-        raise ConfigError(
-            f"weight_bits = {assignment.weight_bits} rounds weights that are frozen, and this assignment "
-            "trains them; train LoRA ranks or the head, or drop it."
-        )
-    if assignment.weight_bits not in (None, *WEIGHT_BITS):
-        raise ConfigError(f"weight_bits is one of 8, 4 or absent, found {assignment.weight_bits}.")
-
-
-def of_whole_blocks(adapter: Adapter) -> bool:
-    """Whether this goes with blocks of their full width alone."""
-    return isinstance(adapter, Lora | Prompt) or (isinstance(adapter, Weights) and adapter.part == "ia3")
 
 
 def _check_local_work(assignment: Assignment) -> None:

@@ -63,6 +63,7 @@ class Grid:
     recompute: tuple[bool, ...] = (False,)
     dtypes: tuple[Dtype, ...] = ("fp32",)
     weight_bits: tuple[WeightBits | None, ...] = (None,)
+    sparsities: tuple[float, ...] = (0.0,)
     batch_sizes: tuple[int, ...] = (8,)
     scale: float = 2.0
     train_a: bool = True
@@ -109,14 +110,15 @@ def build_menu(grid: Grid) -> tuple[Assignment, ...]:
 
 def _whole(grid: Grid) -> Iterator[Assignment]:
     adapters = _adapters(grid)
-    steps = itertools.product(adapters, grid.recompute, grid.dtypes, grid.weight_bits, grid.batch_sizes)
+    frozen = [(bits, zeros) for bits in grid.weight_bits for zeros in grid.sparsities if not (bits and zeros)]
+    steps = itertools.product(adapters, grid.recompute, grid.dtypes, frozen, grid.batch_sizes)
     links = itertools.product(grid.up_codecs, grid.down_codecs, _widths(grid), grid.perturbations)
-    for (adapter, recompute, dtype, bits, batch_size), (up, down, width, tried) in itertools.product(
+    for (adapter, recompute, dtype, (bits, zeros), batch_size), (up, down, width, tried) in itertools.product(
         steps, links
     ):
         if width is not None and of_whole_blocks(adapter):
             continue  # whole blocks alone
-        if bits is not None and isinstance(adapter, Weights):
+        if (bits is not None or zeros) and isinstance(adapter, Weights):
             continue  # frozen weights alone
         if num_seeds(up) is not None and not tried:
             continue  # forward-only clients alone
@@ -127,6 +129,7 @@ def _whole(grid: Grid) -> Iterator[Assignment]:
             adapter=adapter,
             dtype=dtype,
             weight_bits=bits,
+            sparsity=zeros,
             # Without a trained block there is nothing to recompute: both values are one assignment.
             recompute=recompute and not isinstance(adapter, HeadOnly),
             batch_size=batch_size,
@@ -238,7 +241,7 @@ def _lora(grid: Grid, depth: int, rank: int) -> Lora:
 
 def _size(
     assignment: Assignment,
-) -> tuple[int, float, int, int, bool, int, bool, int, bool, int, int, bool, str, str, str]:
+) -> tuple[int, float, int, int, bool, int, float, bool, int, bool, int, int, bool, str, str, str]:
     return (
         assignment.sum_of_ranks,
         1.0 if assignment.width is None else assignment.width.share,
@@ -246,6 +249,7 @@ def _size(
         assignment.batch_size,
         assignment.dtype == "fp32",
         assignment.weight_bits or 32,
+        -assignment.sparsity,
         not assignment.recompute,
         assignment.perturbations,
         not assignment.split,

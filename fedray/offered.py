@@ -33,6 +33,7 @@ def menu_of(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignm
             width_axes=menu.width_axes,
             recompute=menu.recompute,
             dtypes=menu.dtypes,
+            sparsities=menu.sparsities,
             weight_bits=tuple(None if bits == "all" else bits for bits in menu.weight_bits),
             batch_sizes=menu.per_device_train_batch_size,
             scale=menu.lora_scale,

@@ -57,7 +57,12 @@ def export(run: Path, client: int, out: Path) -> Exported:
     adapter = _share(scene, assignment, progress.state)
     anatomy = dissect(load_backbone(config.model.name, scene.task.head, assignment.dtype)[0])
     model = submodel(
-        anatomy, adapter, blocks=assignment.blocks, width=assignment.width, bits=assignment.weight_bits
+        anatomy,
+        adapter,
+        blocks=assignment.blocks,
+        width=assignment.width,
+        bits=assignment.weight_bits,
+        sparsity=assignment.sparsity,
     )
     with replacing(out, "model") as new:
         model.save_pretrained(new)

@@ -140,3 +140,31 @@ def weights_on_top(num_blocks: int, depth: int, part: Part, *, stem: bool = Fals
 def _check_depth(num_blocks: int, depth: int) -> None:
     if not 1 <= depth <= num_blocks:
         raise ConfigError(f"depth counts trained blocks from the top, 1 to {num_blocks}, found {depth}.")
+
+
+def of_whole_blocks(adapter: object) -> bool:
+    """Whether this goes with blocks of their full width alone."""
+    return isinstance(adapter, Lora | Prompt) or (isinstance(adapter, Weights) and adapter.part == "ia3")
+
+
+def check_frozen(adapter: object, *, width: object | None, weight_bits: int | None, sparsity: float) -> None:
+    """Raises ConfigError for changes of frozen weights that this does not go with."""
+    if width is not None and of_whole_blocks(adapter):
+        raise ConfigError(
+            f"A width ({width}) trains weights or the head; LoRA, IA3 and prompts whole blocks."
+        )
+    if weight_bits not in (None, 8, 4):
+        raise ConfigError(f"weight_bits is one of 8, 4 or absent, found {weight_bits}.")
+    if not 0 <= sparsity < 1:
+        raise ConfigError(f"sparsity is a share of zeros, 0 to below 1, found {sparsity}.")
+    if isinstance(adapter, Weights) and (sparsity or weight_bits is not None):
+        does = f"sparsity = {sparsity:g} prunes" if sparsity else f"weight_bits = {weight_bits} rounds"
+        raise ConfigError(
+            f"{does} weights that are frozen, and this assignment trains them; train LoRA ranks or the "
+            "head, or drop it."
+        )
+    if sparsity and weight_bits is not None:
+        raise ConfigError(
+            f"sparsity = {sparsity:g} keeps numbers of the dtype's own, and weight_bits = {weight_bits} "
+            "rounds them; drop one of the two."
+        )

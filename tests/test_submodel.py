@@ -25,6 +25,7 @@ KINDS = {
     "ranks": {"menu": {"ranks": [4], "depths": [2]}},
     "8 bits": {"menu": {"ranks": [4], "depths": ["all"], "weight_bits": [8]}},
     "4 bits": {"menu": {"ranks": [4], "depths": ["all"], "weight_bits": [4]}},
+    "zeros": {"menu": {"ranks": [4], "depths": ["all"], "sparsities": [0.5]}},
     "leading blocks": {"menu": {"ranks": [4], "depths": ["all"], "exits": [1, 2]}, "policy": "depthfl"},
     "blocks by lot": {"menu": {"ranks": [4], "depths": ["all"]}, "policy": "fedra"},
     "a part of the width": {

@@ -114,7 +114,7 @@ IDLE = (
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",
     ),
     Idle(
-        keys=("menu.weight_bits",),
+        keys=("menu.weight_bits", "menu.sparsities"),
         when=lambda c: not has_lora(c) and not c.menu.head_only,
         because="where nothing stays frozen beside what LoRA or a head trains; drop it or give ranks",
     ),

@@ -38,6 +38,9 @@ class MenuSection(Section):
     )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
+    sparsities: AtLeastOne[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.0,), description="Shares of zeros among the weights of a client's frozen linears, the smallest."
+    )
     weight_bits: AtLeastOne[Literal["all", 8, 4]] = Field(
         ("all",), description="Of the frozen linears of a client's blocks: rounded to 8 or 4, or all of them."
     )

@@ -8,6 +8,7 @@ drops it again, forward and backward: one at a time is whole. Embeddings, norms 
 Letters of shapes: I and O a linear's input and output width, G groups of I.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -97,6 +98,15 @@ def quantised(anatomy: Anatomy, bits: WeightBits) -> Anatomy:
     Raises:
         ModelError: for a model whose linears train or are quantised already.
     """
+    return with_linears(anatomy, lambda linear: QuantisedLinear(linear, bits))
+
+
+def with_linears(anatomy: Anatomy, replace: Callable[[nn.Linear | Conv1D], object]) -> Anatomy:
+    """The model with its blocks' linears changed; all else it shares with the one given.
+
+    Raises:
+        ModelError: for a model whose linears train or are changed already.
+    """
     whole = anatomy.model
     dtype = next(dtype for dtype, torchs in TORCH_DTYPES.items() if torchs == whole.dtype)
     head: TaskHead = "classification" if anatomy.head_kind == "backbone" else "causal_lm"
@@ -107,11 +117,13 @@ def quantised(anatomy: Anatomy, bits: WeightBits) -> Anatomy:
             modules[path]._parameters[leaf] = nn.Parameter(parameter.detach(), requires_grad=False)
         for leaf, buffer in source.named_buffers(recurse=False):
             if leaf not in modules[path]._buffers:
-                raise ModelError(f"{path}.{leaf} has no place in a model that is quantised once only.")
+                raise ModelError(
+                    f"{path}.{leaf} has no place in a model whose linears are changed once only."
+                )
             modules[path]._buffers[leaf] = buffer
     model.tie_weights()
     parts = dissect(model)
     for block in range(parts.num_blocks):
         for linear in parts.linears(block).values():
-            QuantisedLinear(cast(nn.Linear | Conv1D, linear), bits)
+            replace(cast(nn.Linear | Conv1D, linear))
     return parts

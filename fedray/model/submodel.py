@@ -14,6 +14,7 @@ from fedray.adapter import Adapter, Factors
 from fedray.assignment import WeightBits
 from fedray.model.anatomy import Anatomy, backbone_prefix
 from fedray.model.load import TORCH_DTYPES, TaskHead, empty_backbone
+from fedray.model.pruned import prune, whole
 from fedray.model.quantized import dequantise, quantise
 from fedray.model.slices import narrowed
 from fedray.width import Width
@@ -26,6 +27,7 @@ def submodel(
     blocks: Sequence[int],
     width: Width | None = None,
     bits: WeightBits | None = None,
+    sparsity: float = 0.0,
 ) -> PreTrainedModel:
     """An ordinary model of the family with a client's weights, which nothing of the given one shares.
 
@@ -35,6 +37,7 @@ def submodel(
         blocks: that it runs, ascending.
         width: the part of every block that it has; None for all.
         bits: that its frozen linears were rounded to; None for the dtype's own. LoRA is added after rounding.
+        sparsity: share of their weights that are zero.
 
     Raises:
         ModelError: for a width that no model of the family can have.
@@ -42,10 +45,9 @@ def submodel(
     part = narrowed(anatomy, width)
     weights = {name: tensor.detach().clone() for name, tensor in part.model.named_parameters()}
     root = backbone_prefix(part.model)
-    for block in blocks if bits is not None else ():
+    for block in blocks:
         for site, linear in part.linears(block).items():
-            assert bits is not None
-            weights[f"{root}{site}.weight"] = _rounded(linear, bits)
+            weights[f"{root}{site}.weight"] = _as_held(linear, bits, sparsity)
     for name, tensor in adapter.weights.items():
         weights[name] = tensor.to(weights[name].dtype)
     for site, factors in adapter.factors.items():
@@ -54,12 +56,15 @@ def submodel(
     return _of_blocks(part, weights, blocks)
 
 
-def _rounded(linear: nn.Module, bits: WeightBits) -> Tensor:
+def _as_held(linear: nn.Module, bits: WeightBits | None, sparsity: float) -> Tensor:
     transposed = isinstance(linear, Conv1D)
     weight = linear.get_parameter("weight").detach()
     own = weight.T if transposed else weight
-    whole = dequantise(*quantise(own, bits), own.shape[1], own.dtype)
-    return whole.T.contiguous() if transposed else whole
+    if sparsity:
+        own = whole(*prune(own, sparsity), (own.shape[0], own.shape[1]))
+    if bits is not None:
+        own = dequantise(*quantise(own, bits), own.shape[1], own.dtype)
+    return (own.T if transposed else own).contiguous().clone()
 
 
 def _product(factors: Factors, linear: nn.Module) -> Tensor:

@@ -99,7 +99,7 @@ def _knobs(a: Assignment) -> tuple[str, ...]:
         cut_words(a),
         recompute,
         a.dtype,
-        str(a.weight_bits or "all"),
+        f"{a.sparsity:g} zero" if a.sparsity else str(a.weight_bits or "all"),
         str(a.batch_size),
         a.up_codec,
         a.down_codec,

@@ -16,11 +16,12 @@ def held_bytes(anatomy: Anatomy, assignment: Assignment) -> dict[str, int]:
     """Bytes of each frozen piece that a client holds for an assignment.
 
     A part of a block is a piece of its own: who moves on to another part is sent all of that. So is a block
-    in few bits.
+    in few bits, or a pruned one.
     """
     held = _frozen(anatomy, assignment).items()
     part = "" if assignment.width is None else f" ({assignment.width})"
     rounded = "" if assignment.weight_bits is None else f" in {assignment.weight_bits} bits"
+    rounded += f" at sparsity {assignment.sparsity:g}" if assignment.sparsity else ""
     return {
         piece + part + (rounded if piece.startswith("block.") else ""): sum(
             t.numel() * t.element_size() for t in tensors

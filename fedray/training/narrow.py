@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from fedray.assignment import Assignment, Lora, WeightBits
 from fedray.model.anatomy import Anatomy
+from fedray.model.pruned import pruned
 from fedray.model.quantized import quantised
 from fedray.model.slices import narrowed
 from fedray.training.packed import Backbone
@@ -16,20 +17,22 @@ class NarrowBackbones:
     def __init__(self, most: int = 4) -> None:
         """Args: most: that are kept; a window that moves would leave one behind every round."""
         self._most = most
-        self._kept: OrderedDict[tuple[int, Width | None, WeightBits | None], Anatomy] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, Width | None, WeightBits | None, float], Anatomy] = OrderedDict()
 
     def of(self, whole: Backbone, assignment: Assignment) -> Backbone:
-        """The whole model, or the part that a width leaves of it, or either in few bits.
+        """The whole model, or the part that a width leaves of it, or either in few bits or pruned.
 
         Raises:
             ModelError: for a width that no model of the family can have.
         """
-        width, bits = assignment.width, assignment.weight_bits
-        if width is None and bits is None:
+        width, bits, sparsity = assignment.width, assignment.weight_bits, assignment.sparsity
+        if width is None and bits is None and not sparsity:
             return whole
-        key = id(whole.anatomy), width, bits
+        key = id(whole.anatomy), width, bits, sparsity
         if key not in self._kept:
             part = narrowed(whole.anatomy, width)
+            if sparsity:
+                part = pruned(part, sparsity)
             self._kept[key] = part if bits is None else quantised(part, bits)
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:

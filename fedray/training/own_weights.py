@@ -112,6 +112,13 @@ def refuse_parts(rule: Aggregation, anatomy: Anatomy, assignments: Iterable[Assi
                 f"client with {bits}-bit weights has rounded ones; choose another rule, or drop "
                 "menu.weight_bits."
             )
+    for sparsity in {a.sparsity for a in assignments if a.sparsity}:
+        if rule.moves_base:
+            raise ConfigError(
+                f"aggregation {rule.name!r} keeps changes of the whole frozen weights beside them, and of a "
+                f"client with a sparsity of {sparsity:g} many are gone; choose another rule, or drop "
+                "menu.sparsities."
+            )
     for width in {a.width for a in assignments if a.width is not None}:
         places_of(anatomy, width)
         if rule.moves_base:

@@ -87,7 +87,7 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         a = job.assignment
         adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
-        frozen = a.dtype, a.weight_bits, _part(a)
+        frozen = a.dtype, a.weight_bits, a.sparsity, _part(a)
         drawn = a.exits, a.perturbations, a.ordered
         groups[a.blocks, drawn, cut, frozen, a.batch_size, adapted, job.attention].append(job)
     packs: list[tuple[Job, ...]] = []

@@ -149,7 +149,7 @@ def test_a_model_is_quantised_once_only_and_made_once_a_process():
     few = NarrowBackbones()
     part = few.of(backbone, assigned("bert", 8))
     assert few.of(backbone, assigned("bert", 8)).anatomy is part.anatomy
-    with pytest.raises(ModelError, match=r"quantised once only"):
+    with pytest.raises(ModelError, match=r"changed once only"):
         quantised(part.anatomy, 8)
 
 
