@@ -2,7 +2,8 @@
 
 from fedray.config.sections import Config
 from fedray.errors import ConfigError
-from fedray.policy import LOCAL_RULES, Pace
+from fedray.observable import LOCAL_RULES
+from fedray.policy import Pace
 from fedray.policy_loading import LoadedPolicy
 from fedray.selection import SelectedBy
 from fedray.staleness import Staleness

@@ -30,3 +30,7 @@ def statistics_from_json(text: str) -> dict[str, NDArray[np.float64]]:
     if text == "{}":
         return {}  # of most runs, in every row
     return {name: np.array(values, np.float64) for name, values in json.loads(text).items()}
+
+
+# Weights of what a client adds to its loss, by the configuration's names under ``training``.
+LOCAL_RULES = ("proximal_mu", "tail_penalty", "exit_distillation")

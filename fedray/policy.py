@@ -280,6 +280,7 @@ class View:
             online, and where rounds overlap who is not at work already.
         foretold: what `View.stays_online` asks: clients, and two moments in seconds from now.
         cohort_of: what `View.cohort` asks; ``offers_of`` what `View.offers` asks.
+        leakage: of each cut the share of tokens that its states give away; empty where nobody measured.
         may_ask_nobody: where each client is drawn for itself a round may have none.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``, and
             as ``statistics`` the values of the policy's observables, [num_blocks] each by name: not a
@@ -299,6 +300,7 @@ class View:
     cohort_of: Callable[[Ints], Cohort] = _no_profiles
     offers_of: Callable[[Ints], Offers] = _no_prices
     may_ask_nobody: bool = False
+    leakage: Mapping[int, float] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = field(default=())
 
     def sample(self, count: int | None = None, *, online: bool = False) -> Ints:
@@ -370,10 +372,6 @@ class View:
                 f"{asked} was asked about client {beyond[0]}; ids are 0 to {self.num_clients - 1}."
             )
         return ids
-
-
-# Weights of what a client adds to its loss, by the configuration's names under ``training``.
-LOCAL_RULES = ("proximal_mu", "tail_penalty", "exit_distillation")
 
 
 @runtime_checkable

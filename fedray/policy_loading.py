@@ -30,8 +30,8 @@ from typing import Any
 
 from fedray.assignment import Assignment
 from fedray.errors import PolicyError
-from fedray.observable import OBSERVABLES, Observable
-from fedray.policy import LOCAL_RULES, Choice, Cohort, Offers, Pace, Policy, Selected, State, View
+from fedray.observable import LOCAL_RULES, OBSERVABLES, Observable
+from fedray.policy import Choice, Cohort, Offers, Pace, Policy, Selected, State, View
 from fedray.policy_file import (
     OF_A_CLASS,
     OF_A_FUNCTION,

@@ -25,6 +25,7 @@ from fedray.cost import Footprint, Ints, WorkShape
 from fedray.crowd import fleet_of, partitions_of, rows_of
 from fedray.errors import ConfigError
 from fedray.fleet import Fleet
+from fedray.leakage import leakage_of
 from fedray.mechanism import Mechanism
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
@@ -68,6 +69,7 @@ class Scene:
         privacy: what is done to every update; None where none is asked for.
         masked_bytes: of a masked update, the same from everybody; None without secure aggregation.
         poisoning: who attacks the model, and how; None where everybody is honest.
+        leakage: of each cut what it gives away, where that is measured.
     """
 
     config: Config
@@ -97,6 +99,7 @@ class Scene:
     privacy: Mechanism | None
     masked_bytes: int | None
     poisoning: Poisoning | None
+    leakage: Mapping[int, float]
 
     @property
     def num_clients(self) -> int:
@@ -148,6 +151,7 @@ class Scene:
             may_be_asked=lambda ids: self.presence.online(ids, at_seconds),
             foretold=lambda ids, start, end: self.presence.stays(ids, at_seconds + start, at_seconds + end),
             may_ask_nobody=self.config.selection is not None and self.config.selection.name == "poisson",
+            leakage=self.leakage,
             history=history,
         )
 
@@ -253,6 +257,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         actual=actual_of(config, partitions.num_clients),
         privacy=privacy,
         poisoning=poisoning,
+        leakage=leakage_of(config, task, encoded, cache_dir),
         masked_bytes=masked_bytes(anatomy, menu, num_labels) if masks else None,
         tracer=FootprintTracer(subject, cache_dir),
     )

@@ -31,7 +31,16 @@ def pricing_of(**server):
 
 
 def view_of(menu, history=()):
-    return View(round=1, seed=0, num_clients=100, clients_per_round=8, menu=menu, history=history)
+    leakage = {entry.cut: 1 / (1 + entry.cut) for entry in menu if entry.split}
+    return View(
+        round=1,
+        seed=0,
+        num_clients=100,
+        clients_per_round=8,
+        menu=menu,
+        history=history,
+        leakage=leakage,
+    )
 
 
 def scheduled(name, cohort, menu, options=None, *, state=None, history=(), pricing=None):

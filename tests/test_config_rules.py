@@ -36,6 +36,7 @@ NO_EFFECT = [
     ({"training": {"exit_distillation": 0.5}}, "training.exit_distillation"),
     ({"training": {"perturbation_scale": 0.01}}, "training.perturbation_scale"),
     ({"server": {"num_shards": 2}}, "server.num_shards"),
+    ({"leakage": {"measure": True}}, "leakage.measure"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
     ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),

@@ -70,6 +70,13 @@ def test_the_runs_of_poisoning_are_valid_and_each_a_fifth_of_attackers(repositor
         assert config.rounds.clients_per_round == config.data.num_clients == 20
 
 
+def test_the_leakage_of_cuts_has_a_row_that_must_succeed_and_one_that_must_not(repository: Path) -> None:
+    example = run_file(repository / "examples" / "leakage.py", "example")
+    (plain, _), (drowned, _) = (example.WAYS[name] for name in ("as they are", "drowned: noise 1000"))
+    assert (plain.codec, plain.noise) == ("none", 0.0)
+    assert drowned.noise == 1000.0
+
+
 def test_the_shootout_compares_eight_policies_of_every_kind_beside_the_baselines(repository: Path) -> None:
     example = run_file(repository / "examples" / "policy_shootout.py", "example")
     assert len(example.POLICIES) == 8

@@ -109,6 +109,11 @@ IDLE = (
         because="without menu.cuts, where every client runs whole models; drop it or give cuts",
     ),
     Idle(
+        keys=("leakage",),
+        when=lambda c: not c.menu.cuts,
+        because="without menu.cuts, where no hidden states leave a client; drop it or give cuts",
+    ),
+    Idle(
         keys=("menu.widths",),
         when=lambda c: c.menu.tunings == ("lora",) and not c.menu.head_only,
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",

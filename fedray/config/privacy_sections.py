@@ -26,6 +26,17 @@ class PrivacySection(Section):
     )
 
 
+class LeakageSection(Section):
+    """What cuts give away, for policies that weigh it."""
+
+    measure: bool = Field(
+        False, description="Measure of each cut what share of a row's tokens its hidden states give away."
+    )
+    rows: Annotated[int, Field(ge=2)] = Field(
+        256, description="Rows drawn for it, half of them the attacker's own."
+    )
+
+
 class SecureAggregationSection(Section):
     """Updates whose sum alone the server sees: a simulation of the protocol of 1611.04482."""
 

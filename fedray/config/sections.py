@@ -11,7 +11,13 @@ from fedray.config.aggregation_sections import AggregationSection
 from fedray.config.data_sections import DataSection, FleetSection, ModelSection
 from fedray.config.kinds import Count, NameAlone, Named, OneOrMany, Section
 from fedray.config.place_sections import AuditSection, PacksSection, RaySection, ServerSection
-from fedray.config.privacy_sections import Attackers, NoAttackers, PrivacySection, SecureAggregationSection
+from fedray.config.privacy_sections import (
+    Attackers,
+    LeakageSection,
+    NoAttackers,
+    PrivacySection,
+    SecureAggregationSection,
+)
 from fedray.config.time_sections import (
     ActualSection,
     Availability,
@@ -58,6 +64,9 @@ class Config(Section):
     )
     secure_aggregation: SecureAggregationSection = Field(
         default_factory=SecureAggregationSection, description="Whether the server sees single updates."
+    )
+    leakage: LeakageSection = Field(
+        default_factory=LeakageSection, description="Whether policies know what cuts give away."
     )
     attackers: Annotated[Attackers, Field(discriminator="name"), NameAlone] = Field(
         default_factory=NoAttackers, description="Which clients attack the model, and how."

@@ -122,5 +122,6 @@ def _view(case: PolicyCase, number: int, records: list[ClientRecord]) -> View:
             [case.clients[k] for k in ids.tolist()], ids, number=number, seed=seed
         ),
         is_online=lambda ids: draw_online(case.seed, number, ids, availability(ids)),
+        leakage={entry.cut: 1 / (1 + entry.cut) for entry in case.menu if entry.split},
         history=history_of(records),
     )

@@ -1,0 +1,153 @@
+"""Activation inversion at a cut: the words of a row from the hidden states that a client sends up.
+
+The attacker knows the pretrained model and has rows of its own. For each cut it fits a linear decoder from
+hidden states to word embeddings (ridge regression), and takes the word whose embedding points nearest.
+Stronger decoders find more: what is found here is a lower bound on what a cut gives away. At cut 0 hidden
+states are the embeddings themselves, so nearly every word must be found; of random states nothing but the
+commonest words.
+
+Letters of shapes: X real tokens, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedray.errors import ConfigError
+from fedray.model.anatomy import Anatomy
+from fedray.model.attention import use_attention
+from fedray.model.codecs import decode, encode
+from fedray.seeds import derive_seed
+from fedray.training.data import Encoded, Rows
+
+# Tokens looked up at once: a table of these by the vocabulary is what the attack holds at most.
+_LOOKED_UP = 512
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """How hidden states leave a client.
+
+    Attributes:
+        codec: that they are coded with (`fedray.model.codecs`).
+        noise: standard deviation of Gaussian noise on them, in that of the states themselves.
+        seed: of both.
+    """
+
+    codec: str = "none"
+    noise: float = 0.0
+    seed: int = 0
+
+
+def token_recovery(
+    anatomy: Anatomy, pool: Encoded, known: Rows, private: Rows, sent: Sent | None = None
+) -> dict[int, float]:
+    """Of each cut, from 0 to all blocks, the share of private tokens that the attacker finds.
+
+    Args:
+        anatomy: of the pretrained model, with its weights.
+        pool: all rows.
+        known: rows that the attacker has itself, to fit its decoders on.
+        private: rows whose hidden states it is sent.
+        sent: how these are sent; as they are if absent.
+
+    Raises:
+        ConfigError: for a model of images, or too few rows.
+    """
+    if anatomy.family.words is None:
+        raise ConfigError(
+            f"Token recovery is of words, and no words go into this {anatomy.model.config.model_type} model."
+        )
+    if not len(known) or not len(private):
+        raise ConfigError(
+            f"An attack needs rows to learn from and rows to find: {len(known)}, {len(private)}."
+        )
+    words = anatomy.backbone.get_submodule(anatomy.family.words).get_parameter("weight").detach().float()
+    theirs, own = _by_depth(anatomy, pool, known), _by_depth(anatomy, pool, private)
+    way = sent or Sent()
+    found = {}
+    for cut in range(anatomy.num_blocks + 1):
+        decoder = fitted(as_sent(theirs.states[cut], way, cut), words[theirs.tokens])
+        guessed = guesses(as_sent(own.states[cut], way, cut), decoder, words)
+        found[cut] = float((guessed == own.tokens).float().mean())
+    return found
+
+
+def fitted(states: Tensor, wanted: Tensor, ridge: float = 1e-3) -> Tensor:
+    """The linear decoder, [D + 1, D], of least squares with a ridge relative to the states' size.
+
+    Args:
+        states: [X, D].
+        wanted: word embeddings, [X, D].
+        ridge: times the mean diagonal of the normal equations.
+    """
+    x = _with_one(states.double())
+    square = x.T @ x
+    damped = square + ridge * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
+    decoder: Tensor = torch.linalg.solve(damped, x.T @ wanted.double())
+    return decoder
+
+
+def guesses(states: Tensor, decoder: Tensor, words: Tensor) -> Tensor:
+    """The word whose embedding points nearest to what is decoded, [X]."""
+    decoded = normalize((_with_one(states.double()) @ decoder).float(), dim=1)
+    directions = normalize(words, dim=1)
+    parts = [(part @ directions.T).argmax(1) for part in decoded.split(_LOOKED_UP)]
+    return torch.cat(parts)
+
+
+def as_sent(states: Tensor, sent: Sent, cut: int) -> Tensor:
+    """Hidden states [X, D] as they arrive: coded, and with noise."""
+    seed = derive_seed(sent.seed, "attacked cut", cut)
+    if sent.noise:
+        random = torch.Generator().manual_seed(derive_seed(sent.seed, "noise on a cut", cut))
+        states = states + sent.noise * states.std() * torch.randn(states.shape, generator=random)
+    return states if sent.codec == "none" else decode(encode(states, sent.codec, seed))
+
+
+def _with_one(states: Tensor) -> Tensor:
+    return torch.cat([states, states.new_ones(len(states), 1)], dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ByDepth:
+    states: Mapping[int, Tensor]  # by cut, [X, D]
+    tokens: Tensor  # [X]
+
+
+@torch.no_grad()
+def _by_depth(anatomy: Anatomy, pool: Encoded, rows: Rows) -> _ByDepth:
+    states: dict[int, list[Tensor]] = {cut: [] for cut in range(anatomy.num_blocks + 1)}
+    tokens = []
+    for some in _batches(rows):
+        batch = pool.batch(some, int(pool.lengths[some].max()))
+        real = batch["attention_mask"].bool()
+        use_attention(anatomy.model, "memory_efficient")
+        flow = anatomy.stem(batch["input_ids"], batch["attention_mask"])
+        hidden = flow.hidden
+        states[0].append(hidden[real].float())
+        for block in range(anatomy.num_blocks):
+            hidden = anatomy.block(block, hidden, flow.context)
+            states[block + 1].append(hidden[real].float())
+        tokens.append(batch["input_ids"][real])
+    return _ByDepth(states={cut: torch.cat(parts) for cut, parts in states.items()}, tokens=torch.cat(tokens))
+
+
+def _batches(rows: Rows) -> Sequence[Rows]:
+    return [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+
+
+def commonest(pool: Encoded, known: Rows, private: Rows) -> float:
+    """What always saying the commonest of the known tokens finds: what an attack must pass to be one."""
+    ids = pool.lists["input_ids"]
+    spans = [
+        np.concatenate([ids[pool.starts[row] : pool.starts[row] + pool.lengths[row]] for row in rows])
+        for rows in (known, private)
+    ]
+    values, counts = np.unique(spans[0], return_counts=True)
+    return float((spans[1] == values[counts.argmax()]).mean())

@@ -1,0 +1,108 @@
+"""Activation inversion: it finds all words where it must, none where it cannot, less behind noise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedray.attacks.inversion import Sent, as_sent, commonest, fitted, guesses, token_recovery
+from fedray.config import load_config
+from fedray.errors import ConfigError
+from fedray.leakage import leakage_of
+from fedray.scene import set_scene
+from fedray.training.optimizer import LocalOptimizer
+from shop import VOCABULARY, build
+from tiny_run import merged, played
+
+SGD = LocalOptimizer(optim="sgd", learning_rate=0.05)
+KNOWN, PRIVATE = np.arange(0, 40), np.arange(40, 60)
+
+
+def shop(family):
+    workshop = build(family, [60], SGD)
+    return workshop.backbones["fp32"].anatomy, workshop.pool
+
+
+def test_of_states_that_are_a_linear_image_of_the_words_every_word_is_found():
+    torch.manual_seed(0)
+    words, turn = torch.randn(50, 8), torch.randn(8, 8)
+    known, private = torch.randint(50, (400,)), torch.randint(50, (100,))
+    decoder = fitted(words[known] @ turn + 3.0, words[known], ridge=1e-9)
+    assert torch.equal(guesses(words[private] @ turn + 3.0, decoder, words), private)
+
+
+def test_of_states_that_have_nothing_of_the_words_no_more_is_found_than_by_guessing():
+    torch.manual_seed(0)
+    words, tokens = torch.randn(50, 8), torch.randint(50, (400,))
+    decoder = fitted(torch.randn(400, 8), words[tokens])
+    found = guesses(torch.randn(400, 8), decoder, words)
+    assert float((found == torch.randint(50, (400,))).float().mean()) < 0.06
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_without_a_block_between_nearly_every_token_is_found_and_deeper_cuts_give_less_away(family):
+    anatomy, pool = shop(family)
+    found = token_recovery(anatomy, pool, KNOWN, PRIVATE)
+    assert list(found) == [0, 1, 2, 3, 4]
+    assert found[0] > 0.85
+    assert found[0] >= found[4]
+    assert found[0] > 5 * commonest(pool, KNOWN, PRIVATE)
+
+
+def test_rows_of_noise_find_what_the_commonest_word_finds():
+    anatomy, pool = shop("bert")
+    drowned = token_recovery(anatomy, pool, KNOWN, PRIVATE, Sent(noise=1e4))
+    assert max(drowned.values()) < 0.1
+    assert commonest(pool, KNOWN, PRIVATE) < 3 / VOCABULARY
+
+
+def test_codecs_and_noise_take_away_and_draw_the_same_every_time():
+    anatomy, pool = shop("bert")
+    plain = token_recovery(anatomy, pool, KNOWN, PRIVATE)
+    for sent in (Sent(codec="top10"), Sent(noise=1.0), Sent(codec="int4", seed=3)):
+        found = token_recovery(anatomy, pool, KNOWN, PRIVATE, sent)
+        assert found[4] <= plain[4] + 0.02
+        assert found == token_recovery(anatomy, pool, KNOWN, PRIVATE, sent)
+    states = torch.randn(4, 8)
+    assert not torch.equal(as_sent(states, Sent(noise=1.0), 1), as_sent(states, Sent(noise=1.0), 2))
+    assert as_sent(states, Sent(), 1) is states
+
+
+def test_images_and_empty_rows_are_refused():
+    anatomy, pool = shop("vit")
+    with pytest.raises(ConfigError, match="no words go into this vit model"):
+        token_recovery(anatomy, pool, KNOWN, PRIVATE)
+    anatomy, pool = shop("bert")
+    with pytest.raises(ConfigError, match="rows to learn from and rows to find: 40, 0"):
+        token_recovery(anatomy, pool, KNOWN, PRIVATE[:0])
+
+
+def under_cuts(tiny):
+    changes = {
+        "menu": {"ranks": [2], "depths": ["all"], "cuts": [1, 2, 3]},
+        "leakage": {"measure": True, "rows": 64},
+    }
+    return merged(tiny, changes)
+
+
+def test_a_run_measures_it_once_and_keeps_it(tiny, tmp_path):
+    config = load_config(under_cuts(tiny))
+    scene = set_scene(config, tmp_path)
+    (kept,) = tmp_path.glob("leakage-*.json")
+    assert scene.view(1, ()).leakage == scene.leakage
+    assert set(scene.leakage) == {0, 1, 2, 3, 4}
+    kept.write_text('{"0": 0.5}')
+    assert leakage_of(config, scene.task, scene.encoded, tmp_path) == {0: 0.5}
+    off = load_config({**under_cuts(tiny), "leakage": {"measure": False}})
+    assert leakage_of(off, scene.task, scene.encoded, tmp_path) == {}
+    other = replace(
+        scene.encoded, lists={name: ids[::-1].copy() for name, ids in scene.encoded.lists.items()}
+    )
+    assert leakage_of(config, scene.task, other, tmp_path) != {0: 0.5}
+
+
+def test_private_cut_runs_on_what_was_measured(tiny):
+    policy = {"name": "private_cut", "options": {"max_leakage": 1.0}}
+    progress = played(merged(under_cuts(tiny), {"policy": policy, "rounds": {"num_rounds": 1}}))
+    assert {row.outcome for row in progress.clients} == {"ok"}
