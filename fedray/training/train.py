@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedray.adapter import WEIGHTS, Adapter, Factors, difference, is_finite
 from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
+from fedray.codec_names import num_seeds
 from fedray.model.anatomy import Anatomy
 from fedray.seeds import derive_seed
 from fedray.trained import Weights
@@ -88,7 +89,8 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
         frozen = a.dtype, a.weight_bits, a.sparsity, _part(a)
-        drawn = a.exits, a.perturbations, a.ordered
+        # Other codecs come after training; shared seeds are what directions are drawn from.
+        drawn = a.exits, a.perturbations, num_seeds(a.up_codec), a.ordered
         groups[a.blocks, drawn, cut, frozen, a.batch_size, adapted, job.attention].append(job)
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():

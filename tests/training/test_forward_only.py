@@ -178,6 +178,14 @@ def test_clients_of_one_run_share_their_directions_and_those_of_another_do_not()
     assert not torch.equal(first, other)
 
 
+def test_clients_that_share_other_seeds_or_none_are_in_other_packs():
+    workshop = build("bert", [4, 4, 4, 4], SGD)
+    jobs = [seeded("bert", client, workshop, seeds=16 if client % 2 else 8) for client in range(3)]
+    own = job(workshop, "bert", 3, assign("bert", BLOCKS, 2, perturbations=2))
+    packs = form_packs([*jobs, own], 8)
+    assert [[one.client_id for one in pack] for pack in packs] == [[0, 2], [1], [3]]
+
+
 def test_what_crosses_is_as_long_as_the_seeds_are_many_whatever_is_trained():
     case = Case(
         family="bert",
