@@ -8,14 +8,12 @@ norms and biases stay as they are. Fewer units in all, which saves arithmetic to
 Letters of shapes: I and O a linear's input and output width, N = O * I, K numbers that are left.
 """
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedray.model.anatomy import Anatomy
-from fedray.model.quantized import with_linears
+from fedray.model.compact import CompactLinear, weight_of, with_linears
 
 
 def kept_count(size: int, sparsity: float) -> int:
@@ -53,47 +51,20 @@ def _packed(kept: Tensor) -> Tensor:
     return (padded << shifts).sum(1, dtype=torch.uint8)
 
 
-class PrunedLinear:
-    """Takes the place of a frozen linear's ``forward``; its weight is two buffers in place of a parameter."""
-
-    def __init__(self, linear: nn.Linear | Conv1D, sparsity: float) -> None:
-        """Args: linear: whose weight is taken away."""
-        self.linear = linear
-        weight = linear.weight.detach().T if isinstance(linear, Conv1D) else linear.weight.detach()
-        self.shape = (weight.shape[0], weight.shape[1])
-        values, bits = prune(weight, sparsity)
-        linear._parameters["weight"] = None
-        linear.register_buffer("kept_weights", values)
-        linear.register_buffer("kept_places", bits)
-        linear.forward = self  # type: ignore[method-assign]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., I] to [..., O]."""
-        values, bits = self.linear.get_buffer("kept_weights"), self.linear.get_buffer("kept_places")
-        answer: Tensor = _Multiplied.apply(x.flatten(0, -2), values, bits, self.shape)  # type: ignore[no-untyped-call]
-        bias = cast(Tensor | None, self.linear.bias)
-        return (answer if bias is None else answer + bias).view(*x.shape[:-1], -1)
-
-
-class _Multiplied(torch.autograd.Function):
-    """``x @ weight.T``, which keeps nothing of the whole weight for the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bits: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(values, bits)
-        ctx.shape = shape
-        return x @ whole(values, bits, shape).T
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        values, bits = ctx.saved_tensors
-        return grads[0] @ whole(values, bits, ctx.shape), None, None, None
-
-
 def pruned(anatomy: Anatomy, sparsity: float) -> Anatomy:
     """The model with its blocks' linears pruned; all else it shares with the one given.
 
     Raises:
         ModelError: for a model whose linears are made smaller already.
     """
-    return with_linears(anatomy, lambda linear: PrunedLinear(linear, sparsity))
+    return with_linears(anatomy, lambda linear: _prune_linear(linear, sparsity))
+
+
+def _prune_linear(linear: nn.Linear | Conv1D, sparsity: float) -> None:
+    weight = weight_of(linear)
+    values, bits = prune(weight, sparsity)
+    shape = (weight.shape[0], weight.shape[1])
+    # Values are in the dtype of the arithmetic already.
+    CompactLinear(
+        linear, {"kept_weights": values, "kept_places": bits}, lambda kept, _: whole(kept[0], kept[1], shape)
+    )

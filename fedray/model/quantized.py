@@ -2,24 +2,19 @@
 
 Rounding to nearest, symmetric, a scale per output and group of 64 inputs (per output where the width is no
 multiple of 64): the absmax quantisation of LLM.int8 (2208.07339) and QLoRA (2305.14314), without the first's
-outliers and the second's numbers. A product makes its weight whole in the dtype of what it multiplies, and
-drops it again, forward and backward: one at a time is whole. Embeddings, norms and biases stay as they are.
+outliers and the second's numbers. Embeddings, norms and biases stay as they are.
 
 Letters of shapes: I and O a linear's input and output width, G groups of I.
 """
-
-from collections.abc import Callable
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedray.assignment import WeightBits
-from fedray.errors import ModelError
-from fedray.model.anatomy import Anatomy, dissect
+from fedray.model.anatomy import Anatomy
 from fedray.model.codecs import one_a_byte, two_a_byte
-from fedray.model.load import TORCH_DTYPES, TaskHead, empty_backbone
+from fedray.model.compact import CompactLinear, weight_of, with_linears
 
 GROUP = 64
 
@@ -52,44 +47,6 @@ def _group(width: int) -> int:
     return width if width % GROUP else GROUP
 
 
-class QuantisedLinear:
-    """Takes the place of a frozen linear's ``forward``; its weight is two buffers in place of a parameter."""
-
-    def __init__(self, linear: nn.Linear | Conv1D, bits: WeightBits) -> None:
-        """Args: linear: whose weight is taken away."""
-        self.linear = linear
-        transposed = isinstance(linear, Conv1D)
-        weight = linear.weight.detach()
-        values, scales = quantise(weight.T if transposed else weight, bits)
-        self.width = weight.shape[0 if transposed else 1]
-        linear._parameters["weight"] = None
-        linear.register_buffer("quantised_weight", values)
-        linear.register_buffer("weight_scales", scales)
-        linear.forward = self  # type: ignore[method-assign]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., I] to [..., O]."""
-        values, scales = self.linear.get_buffer("quantised_weight"), self.linear.get_buffer("weight_scales")
-        answer: Tensor = _Multiplied.apply(x.flatten(0, -2), values, scales, self.width)  # type: ignore[no-untyped-call]
-        bias = cast(Tensor | None, self.linear.bias)
-        return (answer if bias is None else answer + bias).view(*x.shape[:-1], -1)
-
-
-class _Multiplied(torch.autograd.Function):
-    """``x @ weight.T``, which keeps nothing of the whole weight for the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, scales: Tensor, width: int) -> Tensor:
-        ctx.save_for_backward(values, scales)
-        ctx.width = width
-        return x @ dequantise(values, scales, width, x.dtype).T
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        values, scales = ctx.saved_tensors
-        return grads[0] @ dequantise(values, scales, ctx.width, grads[0].dtype), None, None, None
-
-
 def quantised(anatomy: Anatomy, bits: WeightBits) -> Anatomy:
     """The model with its blocks' linears in so many bits; all else it shares with the one given.
 
@@ -98,32 +55,16 @@ def quantised(anatomy: Anatomy, bits: WeightBits) -> Anatomy:
     Raises:
         ModelError: for a model whose linears train or are quantised already.
     """
-    return with_linears(anatomy, lambda linear: QuantisedLinear(linear, bits))
+    return with_linears(anatomy, lambda linear: _quantise_linear(linear, bits))
 
 
-def with_linears(anatomy: Anatomy, replace: Callable[[nn.Linear | Conv1D], object]) -> Anatomy:
-    """The model with its blocks' linears changed; all else it shares with the one given.
+def _quantise_linear(linear: nn.Linear | Conv1D, bits: WeightBits) -> None:
+    weight = weight_of(linear)
+    width = weight.shape[1]
+    values, scales = quantise(weight, bits)
 
-    Raises:
-        ModelError: for a model whose linears train or are changed already.
-    """
-    whole = anatomy.model
-    dtype = next(dtype for dtype, torchs in TORCH_DTYPES.items() if torchs == whole.dtype)
-    head: TaskHead = "classification" if anatomy.head_kind == "backbone" else "causal_lm"
-    model = empty_backbone(whole.config, head, dtype)
-    modules = dict(model.named_modules())
-    for path, source in whole.named_modules():
-        for leaf, parameter in source.named_parameters(recurse=False):
-            modules[path]._parameters[leaf] = nn.Parameter(parameter.detach(), requires_grad=False)
-        for leaf, buffer in source.named_buffers(recurse=False):
-            if leaf not in modules[path]._buffers:
-                raise ModelError(
-                    f"{path}.{leaf} has no place in a model whose linears are changed once only."
-                )
-            modules[path]._buffers[leaf] = buffer
-    model.tie_weights()
-    parts = dissect(model)
-    for block in range(parts.num_blocks):
-        for linear in parts.linears(block).values():
-            replace(cast(nn.Linear | Conv1D, linear))
-    return parts
+    # It holds the width and not the weight, which is to go.
+    def whole(kept: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        return dequantise(kept[0], kept[1], width, dtype)
+
+    CompactLinear(linear, {"quantised_weight": values, "weight_scales": scales}, whole)

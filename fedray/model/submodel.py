@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from fedray.adapter import Adapter, Factors
 from fedray.assignment import WeightBits
 from fedray.model.anatomy import Anatomy, backbone_prefix
+from fedray.model.compact import weight_of
 from fedray.model.load import TORCH_DTYPES, TaskHead, empty_backbone
 from fedray.model.pruned import prune, whole
 from fedray.model.quantized import dequantise, quantise
@@ -57,14 +58,12 @@ def submodel(
 
 
 def _as_held(linear: nn.Module, bits: WeightBits | None, sparsity: float) -> Tensor:
-    transposed = isinstance(linear, Conv1D)
-    weight = linear.get_parameter("weight").detach()
-    own = weight.T if transposed else weight
+    own = weight_of(linear)
     if sparsity:
         own = whole(*prune(own, sparsity), (own.shape[0], own.shape[1]))
     if bits is not None:
         own = dequantise(*quantise(own, bits), own.shape[1], own.dtype)
-    return (own.T if transposed else own).contiguous().clone()
+    return (own.T if isinstance(linear, Conv1D) else own).contiguous().clone()
 
 
 def _product(factors: Factors, linear: nn.Module) -> Tensor:
