@@ -11,10 +11,6 @@ rounds; learning rates and the norm were not tuned. Few clients make little priv
 many a round the same noise would be a thousand times smaller in the mean, and epsilon smaller, too.
 """
 
-import argparse
-import csv
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ import matplotlib as mpl
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-import fedray
+from experiment import Rows, close, options, ran, write
 
 NOISE = (0.0, 0.3, 0.6, 1.0, 2.0)
 # What is trained: the menu that offers it, and the rule whose sum one client moves by a known length.
@@ -59,18 +55,6 @@ def configuration(kind: str, noise: float, num_rounds: int = 10, threads: int = 
     }
 
 
-def ran(out: Path, config: dict[str, Any]) -> Path:
-    """The folder of the run, finished."""
-    if (out / "report.html").exists():
-        return out
-    if (out / "checkpoint").exists():
-        fedray.resume(out)
-    else:
-        shutil.rmtree(out, ignore_errors=True)
-        fedray.run(config, out=out)
-    return out
-
-
 def measured(kind: str, noise: float, out: Path) -> dict[str, Any]:
     """A row of the table, from the tables of a run."""
     last = pq.read_table(out / "rounds.parquet").to_pylist()[-1]
@@ -78,7 +62,7 @@ def measured(kind: str, noise: float, out: Path) -> dict[str, Any]:
     return {"kind": kind, "noise_multiplier": noise, **facts}
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Rows) -> None:
     """The table, on the terminal."""
     print("trained     noise    epsilon  accuracy    loss")
     for row in rows:
@@ -90,7 +74,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Rows, file: Path) -> None:
     """Accuracy over epsilon; a dashed line is what cutting alone comes to."""
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -111,20 +95,9 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         figure.savefig(file, dpi=150)
 
 
-def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """The table and the picture of what is done so far."""
-    with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, out / "picture.png")
-
-
 def main() -> None:
     """All runs, one after the other; what is there already is read."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder for the runs, the table and the picture")
-    parser.add_argument("--rounds", type=int, default=10, help="of each run")
+    parser = options(__doc__, rounds=10)
     parser.add_argument("--threads", type=int, default=2, help="of each run")
     parser.add_argument("--noise", type=float, nargs="+", default=NOISE, help="noise multipliers")
     given = parser.parse_args()
@@ -135,10 +108,8 @@ def main() -> None:
             place = given.out / f"{kind.replace(' ', '_')}_{noise:g}"
             rows.append(measured(kind, noise, ran(place, config)))
             show(rows[-1:])
-            write(rows, given.out)
-    print()
-    show(rows)
-    print(f"\n{given.out / 'table.csv'}, {given.out / 'picture.png'}")
+            write(rows, given.out, draw)
+    close(rows, given.out, show)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
 """How much of a model can be left out? Blocks pruned x bits of a weight, against accuracy, bytes and memory.
 
 Experiment 2 of the survey (2406.12844): for each way to make MiniLM smaller a federation trains LoRA on it,
-the same clients, texts and draws each time. Leaves a table, ``compression.csv`` and ``compression.pdf``, with
-a second figure, ``memory_knobs.pdf``: what rank, depth, recomputation and batch do to a client's peak bytes.
+the same clients, texts and draws each time. Ten minutes on two cores::
 
     python examples/compression.py runs/compression
 
-Ten minutes on two cores. Run it again to go on where it was broken off.
+prints a table and leaves it as ``table.csv``, with ``picture.png``, ``memory_knobs.png`` (what rank, depth,
+recomputation and batch do to a client's peak bytes) and the folder of each run. Called again it goes on where
+it was broken off.
 """
 
-import csv
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-import fedray
+from experiment import Rows, close, options, ran, write
+from fedray.adapter import Adapter
 from fedray.assignment import Assignment, WeightBits, lora_on_top
 from fedray.config import load_config
 from fedray.cost import WorkShape
 from fedray.model.anatomy import dissect
 from fedray.model.load import checkpoint_folder
-from fedray.model.quantized import dequantise, quantise
+from fedray.model.submodel import submodel
 from fedray.report.reading import read_run
 from fedray.scene import set_scene
 
@@ -43,7 +42,6 @@ CONFIG = {
     "fleet": {"name": "edge", "memory_share": 0.5},
     "menu": {"ranks": [8], "per_device_train_batch_size": [8]},
     "training": {"learning_rate": 3e-3, "head_learning_rate": 2e-2},
-    "rounds": {"num_rounds": 6, "clients_per_round": 8, "eval_rounds": 6},
     "packs": {"clients_per_pack": 8},
     "audit": {"share": 0.0},
     "runtime": "local",
@@ -57,33 +55,19 @@ def compressed(folder: Path, blocks: Sequence[int], bits: WeightBits | None) -> 
     in fp32 are one model.
     """
     source = checkpoint_folder("minilm")
-    model = AutoModel.from_pretrained(source, add_pooling_layer=False)
-    layers = model.get_submodule("encoder.layer")
-    model.encoder.layer = nn.ModuleList([layers[block] for block in blocks])
-    model.config.num_hidden_layers = len(blocks)
-    if bits is not None:
-        anatomy = dissect(model)
-        for block in range(anatomy.num_blocks):
-            for linear in anatomy.linears(block).values():
-                weight = linear.get_parameter("weight")
-                weight.data = dequantise(*quantise(weight.data, bits), weight.shape[1], weight.dtype)
-    model.save_pretrained(folder)
+    whole = AutoModel.from_pretrained(source, add_pooling_layer=False)
+    submodel(dissect(whole), Adapter(factors={}), blocks=blocks, bits=bits).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return str(folder)
 
 
-def trained(out: Path, blocks: Sequence[int], bits: WeightBits | None) -> dict[str, object]:
+def trained(out: Path, blocks: Sequence[int], bits: WeightBits | None, num_rounds: int) -> dict[str, object]:
     """One federation on one model: what it came to."""
     name = f"{len(blocks)}_blocks_{bits or 32}_bits"
-    folder = out / name
-    if not (folder / "report.html").is_file():
-        model = compressed(out / "models" / name, blocks, bits)
-        menu = {**CONFIG["menu"], "weight_bits": ["all" if bits is None else bits]}
-        if folder.exists():
-            fedray.resume(folder)
-        else:
-            fedray.run({**CONFIG, "model": model, "menu": menu}, out=folder)
-    run = read_run(folder)
+    model = compressed(out / "models" / name, blocks, bits)
+    menu = {**CONFIG["menu"], "weight_bits": ["all" if bits is None else bits]}
+    rounds = {"num_rounds": num_rounds, "clients_per_round": 8, "eval_rounds": num_rounds}
+    run = read_run(ran(out / name, {**CONFIG, "model": model, "menu": menu, "rounds": rounds}))
     fine = [record for record in run.clients if record.outcome == "ok"]
     return {
         "blocks": len(blocks),
@@ -114,7 +98,7 @@ def knobs() -> Iterator[tuple[str, Sequence[str], list[float]]]:
     yield "recomputation", ["on", "off"], [peak(recompute=True), peak()]
 
 
-def draw_frontier(rows: Sequence[dict[str, object]], path: Path) -> None:
+def draw_frontier(rows: Rows, path: Path) -> None:
     """Accuracy against what a device must receive once, a line for each number of bits."""
     figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
     for bits, marker in zip((32, 8, 4), "os^", strict=True):
@@ -134,10 +118,10 @@ def draw_frontier(rows: Sequence[dict[str, object]], path: Path) -> None:
                 (4, 4),
                 textcoords="offset points",
             )
-    axes.set(xlabel="frozen weights that reach a device (MiB)", ylabel="accuracy after six rounds")
+    axes.set(xlabel="frozen weights that reach a device (MiB)", ylabel="accuracy in the end")
     axes.set_title("Numbers are blocks kept of six", fontsize=9)
     axes.legend(frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
@@ -150,29 +134,35 @@ def draw_knobs(path: Path) -> None:
         axes.set(xlabel=name)
         print(f"{name}: " + ", ".join(f"{v} {p:.1f} MiB" for v, p in zip(values, peaks, strict=True)))
     panels[0].set(ylabel="peak bytes of a client's step (MiB)")
-    figure.savefig(path)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def main(out: Path) -> None:
-    """Every federation, the table and the figures."""
-    out.mkdir(parents=True, exist_ok=True)
+def show(rows: Rows) -> None:
+    """The table, on the terminal."""
+    print("blocks  bits  accuracy  at first  update    peak    virtual")
+    for row in rows:
+        print(
+            f"{row['blocks']:6d}  {row['bits']:4d}  {row['accuracy']:8.3f}  "
+            f"{row['first_contact_mib']:6.1f}M  {row['update_mib']:5.2f}M  {row['peak_mib']:5.0f}M  "
+            f"{row['virtual_seconds']:8.0f}s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Every federation, the table and the figures; what is there already is read."""
+    given = options(__doc__, rounds=6).parse_args()
     rows = []
     for blocks in KEPT.values():
         for bits in BITS:
-            rows.append(trained(out, blocks, bits))
-            print(
-                "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items())
-            )
-            sys.stdout.flush()
-    with (out / "compression.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    draw_frontier(rows, out / "compression.pdf")
-    draw_knobs(out / "memory_knobs.pdf")
-    print(f"Figures: {out / 'compression.pdf'}, {out / 'memory_knobs.pdf'}")
+            rows.append(trained(given.out, blocks, bits, given.rounds))
+            show(rows[-1:])
+            write(rows, given.out, draw_frontier)
+    print()
+    draw_knobs(given.out / "memory_knobs.png")
+    close(rows, given.out, show)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/compression"))
+    main()

@@ -11,10 +11,6 @@ that the work is the same for any number of clients; with more clients each has 
 Learning rates are rules of thumb, the same for every number of clients; none was tuned.
 """
 
-import argparse
-import csv
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ import matplotlib as mpl
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-import fedray
+from experiment import Rows, close, options, ran, write
 
 NUM_CLIENTS = (5, 20, 80)
 # What is trained, the menu that offers it, and its learning rate.
@@ -64,18 +60,6 @@ def configuration(kind: str, num_clients: int, num_rounds: int = 6, threads: int
     }
 
 
-def ran(out: Path, config: dict[str, Any]) -> Path:
-    """The folder of the run, finished."""
-    if (out / "report.html").exists():
-        return out
-    if (out / "checkpoint").exists():
-        fedray.resume(out)
-    else:
-        shutil.rmtree(out, ignore_errors=True)
-        fedray.run(config, out=out)
-    return out
-
-
 def measured(kind: str, num_clients: int, out: Path) -> dict[str, Any]:
     """A row of the table, from the tables of a run."""
     rounds, clients = (pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("rounds", "clients"))
@@ -94,7 +78,7 @@ def measured(kind: str, num_clients: int, out: Path) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Rows) -> None:
     """The table, on the terminal."""
     print("clients  trained   accuracy    loss   up each   traffic    peak  virtual   energy")
     for row in rows:
@@ -106,7 +90,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Rows, file: Path) -> None:
     """Four measures over the number of clients, a line for what is trained."""
     axes = {
         "accuracy": "accuracy",
@@ -132,20 +116,9 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         figure.savefig(file, dpi=150)
 
 
-def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """The table and the picture of what is done so far."""
-    with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, out / "picture.png")
-
-
 def main() -> None:
     """All runs, one after the other; what is there already is read."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder for the runs, the table and the picture")
-    parser.add_argument("--rounds", type=int, default=6, help="of each run")
+    parser = options(__doc__, rounds=6)
     parser.add_argument("--threads", type=int, default=2, help="of each run")
     parser.add_argument("--clients", type=int, nargs="+", default=NUM_CLIENTS)
     given = parser.parse_args()
@@ -155,10 +128,8 @@ def main() -> None:
             config = configuration(kind, num_clients, given.rounds, given.threads)
             rows.append(measured(kind, num_clients, ran(given.out / f"{kind}_{num_clients}", config)))
             show(rows[-1:])
-            write(rows, given.out)
-    print()
-    show(rows)
-    print(f"\n{given.out / 'table.csv'}, {given.out / 'picture.png'}")
+            write(rows, given.out, draw)
+    close(rows, given.out, show)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ it goes on where it was broken off. All clients are asked in every round, so a f
 attackers'; rules that must guess a share of attackers are told 0.3. Nothing was tuned.
 """
 
-import argparse
-import csv
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-import fedray
+from experiment import Rows, close, options, ran, write
 from fedray.cost import Ints
 from fedray.policy import Cohort, Offers
 
@@ -86,18 +83,6 @@ def settings() -> Iterator[tuple[str, str, str]]:
             yield from ((menu, attack, rule) for rule in RULES)
 
 
-def ran(out: Path, config: dict[str, Any]) -> Path:
-    """The folder of the run, finished."""
-    if (out / "report.html").exists():
-        return out
-    if (out / "checkpoint").exists():
-        fedray.resume(out, policy=in_turn)
-    else:
-        shutil.rmtree(out, ignore_errors=True)
-        fedray.run(config, out=out, policy=in_turn)
-    return out
-
-
 def measured(menu: str, attack: str, rule: str, out: Path) -> dict[str, Any]:
     """A row of the table, from the tables of a run."""
     last = pq.read_table(out / "rounds.parquet").to_pylist()[-1]
@@ -114,7 +99,7 @@ def measured(menu: str, attack: str, rule: str, out: Path) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Rows) -> None:
     """The table, on the terminal."""
     print("menu   attack      rule              accuracy    loss  backdoor  attackers'  assignments")
     for row in rows:
@@ -126,7 +111,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Rows, file: Path) -> None:
     """Accuracy by attack, a bar for each rule; and how often the backdoor opens."""
     with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(9, 3), layout="constrained")
@@ -145,32 +130,19 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         figure.savefig(file, dpi=150)
 
 
-def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """The table and the picture of what is done so far."""
-    with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, out / "picture.png")
-
-
 def main() -> None:
     """All runs, one after the other; what is there already is read."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder for the runs, the table and the picture")
-    parser.add_argument("--rounds", type=int, default=6, help="of each run")
+    parser = options(__doc__, rounds=6)
     parser.add_argument("--threads", type=int, default=2, help="of each run")
     given = parser.parse_args()
     rows = []
     for menu, attack, rule in settings():
         config = configuration(menu, attack, rule, given.rounds, given.threads)
         place = given.out / f"{menu}_{attack}_{rule}"
-        rows.append(measured(menu, attack, rule, ran(place, config)))
+        rows.append(measured(menu, attack, rule, ran(place, config, in_turn)))
         show(rows[-1:])
-        write(rows, given.out)
-    print()
-    show(rows)
-    print(f"\n{given.out / 'table.csv'}, {given.out / 'picture.png'}")
+        write(rows, given.out, draw)
+    close(rows, given.out, show)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ it goes on where it was broken off. DepthFL's authors report that HeteroFL's glo
 smallest model trained by everybody, and that theirs is better (ICLR 2023); here is what this one says.
 """
 
-import argparse
-import csv
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from tokenizers.trainers import WordLevelTrainer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import fedray
+from experiment import Rows, close, options, ran, write
 from fedray.training.corpus import docstrings
 
 BLOCKS, WIDTH, WORDS = 4, 64, 2000
@@ -148,18 +146,6 @@ def configuration(out: Path, method: dict[str, Any], seed: int, num_rounds: int)
     }
 
 
-def ran(out: Path, config: dict[str, Any]) -> Path:
-    """The folder of the run, finished."""
-    if (out / "report.html").exists():
-        return out
-    if (out / "checkpoint").exists():
-        fedray.resume(out)
-    else:
-        shutil.rmtree(out, ignore_errors=True)
-        fedray.run(config, out=out)
-    return out
-
-
 def measured(method: str, seed: int, out: Path) -> dict[str, Any]:
     """A row of the table, from the tables of a run."""
     rounds, clients = (pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("rounds", "clients"))
@@ -175,7 +161,7 @@ def measured(method: str, seed: int, out: Path) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Rows) -> None:
     """The table, on the terminal: medians over seeds."""
     print("                                   accuracy  (lowest, highest)  took part     sent    virtual")
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -189,7 +175,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Rows, file: Path) -> None:
     """Accuracy in the end, a dot for each seed and a line at the median."""
     methods = list(dict.fromkeys(row["method"] for row in rows))[::-1]
     with mpl.rc_context({"font.size": 9}):
@@ -208,20 +194,9 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         figure.savefig(file, dpi=150)
 
 
-def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """The table and the picture of what is done so far."""
-    with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, out / "picture.png")
-
-
 def main() -> None:
     """All runs, one after the other; what is there already is read."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder for the runs, the table and the picture")
-    parser.add_argument("--rounds", type=int, default=12, help="of each run")
+    parser = options(__doc__, rounds=12)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -234,10 +209,8 @@ def main() -> None:
             done = ran(folder, configuration(given.out, method, seed, given.rounds))
             rows.append(measured(name, seed, done))
             print(f"seed {seed}, {name}: {rows[-1]['accuracy']:.3f}", flush=True)
-            write(rows, given.out)
-    print()
-    show(rows)
-    print(f"\n{given.out / 'table.csv'}, {given.out / 'picture.png'}")
+            write(rows, given.out, draw)
+    close(rows, given.out, show)
 
 
 if __name__ == "__main__":
