@@ -7,6 +7,8 @@ measures its business: compare ratios. Peers run in their own virtual environmen
     python -m venv flower; flower/bin/pip install 'flwr[simulation]' torch transformers peft
     python -m venv pfl; pfl/bin/pip install 'pfl[pytorch]' torch transformers peft
     python benchmarks/bench.py --flower-python flower/bin/python --pfl-python pfl/bin/python
+
+``--device cuda --works MLH`` times fedray's local runtime and the plain loop on an accelerator.
 """
 
 import argparse
@@ -54,8 +56,16 @@ class Measured:
     entry: Entry
 
 
+def on_accelerator(device: str) -> list[Entry]:
+    """The ways that run in one process on a device."""
+    return [
+        Entry(engine=engine, command=[sys.executable, HERE / script], options=["--device", device])
+        for engine, script in (("fedray", "fedray_loop.py"), ("plain loop", "plain_loop.py"))
+    ]
+
+
 def entries(flower: Path | None, pfl: Path | None) -> list[Entry]:
-    """Every way that can be run here; of several of one engine the fastest counts."""
+    """Every way that can be run here on CPUs; of several of one engine the fastest counts."""
     ways = [
         Entry(engine="fedray", command=[sys.executable, HERE / "fedray_loop.py"]),
         Entry(
@@ -167,10 +177,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="fedray beside its peers.")
     parser.add_argument("--works", default="SMLH", help="letters of S, M, L and H")
     parser.add_argument("--seed", type=int, default=0, help="draws the clients of H")
+    parser.add_argument("--device", default="cpu", help="cuda: the local runtime and the loop alone")
     parser.add_argument("--flower-python", type=Path)
     parser.add_argument("--pfl-python", type=Path)
     given = parser.parse_args()
-    ways = entries(given.flower_python, given.pfl_python)
+    if given.device == "cpu":
+        ways = entries(given.flower_python, given.pfl_python)
+    else:
+        ways = on_accelerator(given.device)
     fine = True
     for name in given.works:
         if name == "H":

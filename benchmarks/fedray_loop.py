@@ -1,6 +1,8 @@
 """fedray on the works: packs of jobs carried out by its own runtimes, summed by its own rule.
 
-Run by `bench.py`: ``python benchmarks/fedray_loop.py WORK OUT [SEED] [--runtime local|on_ray]``.
+Run by `bench.py`::
+
+    python benchmarks/fedray_loop.py WORK OUT [SEED] [--runtime local|on_ray] [--device cpu|cuda]
 """
 
 import argparse
@@ -19,9 +21,9 @@ from fedray.adapter import Adapter, Factors, GlobalState
 from fedray.aggregation.presets import make_aggregation
 from fedray.assignment import Assignment, lora_on_top
 from fedray.model.anatomy import dissect
+from fedray.rounds import Runtime
 from fedray.runtime.carrier import TrainPack
 from fedray.runtime.local import LocalRuntime
-from fedray.runtime.on_ray import Cluster, RayRuntime
 from fedray.seeds import derive_seed
 from fedray.training.data import Encoded, Rows, batch_plan
 from fedray.training.job import Job
@@ -36,6 +38,8 @@ LONGEST = 64
 # packs.clients_per_pack and packs.tokens_per_wave. Tiny clients want large packs, to spread what a step costs
 # anyway; a wave's activations should stay in the cache, and unlike clients of like depth share packs.
 PACKS = {"S": (128, 4096), "M": (64, 1024), "L": (16, 2048), "H": (16, 6144)}
+# An accelerator has no cache to stay in, and multiplies thousands of tokens while it starts one kernel.
+ON_ACCELERATOR = {"S": (128, 65536), "M": (64, 65536), "L": (64, 65536), "H": (64, 65536)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,7 @@ class Running:
     """How the packs are carried out."""
 
     runtime: str
+    device: str
     clients_per_pack: int
     tokens_per_wave: int
 
@@ -100,14 +105,14 @@ def run(setting: Setting, running: Running, out: Path) -> None:
         max_length=LONGEST,
         tokens_per_wave=running.tokens_per_wave,
         threads=(os.cpu_count() or 1) if running.runtime == "local" else 1,
-        device="cpu",
+        device=running.device,
     )
     stock = Stock(weights={"fp32": arrays_of(model)}, rows=pool, partitions=_partitions(setting))
-    runtime = (
-        LocalRuntime(blueprint, stock)
-        if running.runtime == "local"
-        else RayRuntime(blueprint, stock, Cluster())
-    )
+    runtime: Runtime = LocalRuntime(blueprint, stock)
+    if running.runtime == "on_ray":
+        from fedray.runtime.on_ray import Cluster, RayRuntime  # Ray is not on every machine with a GPU
+
+        runtime = RayRuntime(blueprint, stock, Cluster())
     rule = make_aggregation("factor_mean", {"mode": "zero_pad", "form": "delta"})
     ranks = [site_ranks(anatomy, assignment) for assignment in setting.assignments]
     state, rounds = _first(setting), []
@@ -186,13 +191,16 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--runtime", choices=["local", "on_ray"], default="local")
+    parser.add_argument("--device", default="cpu", help="of the local runtime")
     parser.add_argument("--packs", type=int, nargs=2, metavar=("CLIENTS_PER_PACK", "TOKENS_PER_WAVE"))
     given = parser.parse_args()
-    clients_per_pack, tokens_per_wave = given.packs or PACKS[given.work]
+    usual = PACKS if given.device == "cpu" else ON_ACCELERATOR
+    clients_per_pack, tokens_per_wave = given.packs or usual[given.work]
     run(
         setting_of(given.work, given.seed),
         Running(
             runtime=given.runtime,
+            device=given.device,
             clients_per_pack=clients_per_pack,
             tokens_per_wave=tokens_per_wave,
         ),

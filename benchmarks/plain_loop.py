@@ -1,9 +1,9 @@
 """The plain loop: transformers, PEFT and torch.optim, one client after another.
 
-Run by `bench.py`: ``python benchmarks/plain_loop.py WORK OUT [SEED]``.
+Run by `bench.py`: ``python benchmarks/plain_loop.py WORK OUT [SEED] [--device cpu|cuda]``.
 """
 
-import sys
+import argparse
 import time
 from pathlib import Path
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import unlike
 import works
-from torch import nn
+from peft import PeftModel
 
 
-def like(work: works.Work, out: Path) -> None:
-    """FedAvg of works S, M and L."""
-    model = works.with_lora(works.decoder(work.width, work.blocks))
+def like(work: works.Work, device: str, out: Path) -> None:
+    """FedAvg of the works whose clients are alike."""
+    model = works.with_lora(works.decoder(work.width, work.blocks)).to(device)
     state, rounds = works.taken(model), []
     for _ in range(work.rounds):
         start = time.perf_counter()
@@ -32,10 +32,10 @@ def like(work: works.Work, out: Path) -> None:
     works.report(rounds, dict(zip(works.named(model), state, strict=True)), out)
 
 
-def mixed(seed: int, out: Path) -> None:
+def mixed(seed: int, device: str, out: Path) -> None:
     """Work H: clients start from the leading ranks; their changes are averaged, padded with zeros."""
     clients = unlike.draw(seed)
-    whole = works.with_lora(works.decoder(unlike.WIDTH, unlike.BLOCKS), max(unlike.RANKS))
+    whole = works.with_lora(works.decoder(unlike.WIDTH, unlike.BLOCKS), max(unlike.RANKS)).to(device)
     state = {name: parameter.detach().clone() for name, parameter in works.named(whole).items()}
     # Each kind of client's model is built once, before the clock starts.
     models = {
@@ -43,7 +43,7 @@ def mixed(seed: int, out: Path) -> None:
             works.decoder(unlike.WIDTH, unlike.BLOCKS),
             rank,
             list(range(unlike.BLOCKS - depth, unlike.BLOCKS)),
-        )
+        ).to(device)
         for rank in unlike.RANKS
         for depth in unlike.DEPTHS
     }
@@ -61,22 +61,25 @@ def mixed(seed: int, out: Path) -> None:
             for name, parameter in works.named(model).items():
                 _leading(name, moved[name], client.rank).add_(parameter.detach() - sent[name])
         state = {name: tensor + moved[name] / unlike.CLIENTS for name, tensor in state.items()}
+        if device != "cpu":
+            torch.accelerator.synchronize()
         rounds.append(time.perf_counter() - start)
-    works.report(rounds, {name: tensor.numpy() for name, tensor in state.items()}, out)
+    works.report(rounds, {name: tensor.cpu().numpy() for name, tensor in state.items()}, out)
 
 
 def _leading(name: str, factor: torch.Tensor, rank: int) -> torch.Tensor:
     return factor[:rank] if name.endswith("lora_A") else factor[:, :rank]
 
 
-def _train(model: nn.Module, client: unlike.Client) -> None:
+def _train(model: PeftModel, client: unlike.Client) -> None:
     model.train()
     optimizer = torch.optim.SGD(works.trained(model), lr=works.LEARNING_RATE)
     for first in range(0, len(client.rows), unlike.BATCH):
-        ids, mask = unlike.padded(client.rows[first : first + unlike.BATCH])
+        batch = unlike.padded(client.rows[first : first + unlike.BATCH])
+        ids, mask = (part.to(model.device) for part in batch)
         logits = model(input_ids=ids, attention_mask=mask).logits
         labels = ids.masked_fill(mask == 0, -100)[:, 1:]
-        losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
+        losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
         # Every row counts the same, however long: the mean over a row's tokens, then over rows.
         (losses.sum(1) / (labels != -100).sum(1)).mean().backward()
         optimizer.step()
@@ -84,8 +87,13 @@ def _train(model: nn.Module, client: unlike.Client) -> None:
 
 
 if __name__ == "__main__":
-    name, target, *seed = sys.argv[1:]
-    if name == "H":
-        mixed(int(seed[0]), Path(target))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=[*works.WORKS, "H"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    if asked.work == "H":
+        mixed(asked.seed, asked.device, asked.out)
     else:
-        like(works.WORKS[name], Path(target))
+        like(works.WORKS[asked.work], asked.device, asked.out)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -67,7 +67,7 @@ def decoder(width: int, blocks: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).requires_grad_(False)
 
 
-def with_lora(model: LlamaForCausalLM, rank: int = RANK, layers: list[int] | None = None) -> nn.Module:
+def with_lora(model: LlamaForCausalLM, rank: int = RANK, layers: list[int] | None = None) -> PeftModel:
     """PEFT's model, A drawn from seed 1 and B zero; ``layers`` alone, or all."""
     torch.manual_seed(1)
     config = LoraConfig(
@@ -78,8 +78,9 @@ def with_lora(model: LlamaForCausalLM, rank: int = RANK, layers: list[int] | Non
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    peft: nn.Module = get_peft_model(model, config)
-    return peft
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    return adapted
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -98,7 +99,7 @@ def named(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def taken(model: nn.Module) -> list[NDArray[Any]]:
     """Copies of what is trained."""
-    return [parameter.detach().numpy().copy() for parameter in trained(model)]
+    return [parameter.detach().cpu().numpy().copy() for parameter in trained(model)]
 
 
 def given(model: nn.Module, arrays: list[NDArray[Any]]) -> None:
@@ -121,7 +122,8 @@ def train(model: nn.Module, work: Work, client: int) -> float:
     model.train()
     optimizer = torch.optim.SGD(trained(model), lr=LEARNING_RATE)
     last = 0.0
-    for batch in data(work, client).split(work.batch):
+    device = next(model.parameters()).device
+    for batch in data(work, client).to(device).split(work.batch):
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         optimizer.step()

@@ -24,7 +24,7 @@ from fedray.training.packed import Backbone
 from fedray.training.shapes import initial_adapter
 from fedray.training.shares import client_share, with_own_heads
 from fedray.training.train import Workshop
-from shop import LABELS, TASKS, VOCABULARY, images, num_labels
+from shop import DEVICE, LABELS, TASKS, VOCABULARY, drawn, images, num_labels
 
 DEEP = 4
 SIZES = {
@@ -62,13 +62,12 @@ def config_of(case: Case) -> PreTrainedConfig:
     return config
 
 
-def real(case: Case) -> tuple[Workshop, Job]:
-    """The case's client on the CPU: real weights, rows of exactly the shape's tokens."""
+def real(case: Case, device: str = DEVICE) -> tuple[Workshop, Job]:
+    """The case's client: real weights, rows of exactly the shape's tokens."""
     torch.manual_seed(0)
     task, dtype = TASKS[case.family], case.assignment.dtype
     config = config_of(case)
-    model = type(empty_backbone(config, task.head))(config, **_plain(case.family))
-    model = model.to(TORCH_DTYPES[dtype]).requires_grad_(False).eval()
+    model = drawn(config, case.family).to(device, TORCH_DTYPES[dtype])
     rows, tokens = case.shape.rows, case.shape.tokens
     targets = case.assignment.adapter.targets if isinstance(case.assignment.adapter, Lora) else ()
     workshop = Workshop(
@@ -78,6 +77,7 @@ def real(case: Case) -> tuple[Workshop, Job]:
         partitions=(np.arange(rows),),
         optimizer=case.optimizer,
         max_length=1024,
+        device=device,
     )
     anatomy = workshop.backbones[dtype].anatomy
     own = pretrained(anatomy.model, trained_names(anatomy, case.assignment))
@@ -99,10 +99,6 @@ def texts(rows: int, tokens: int) -> Encoded:
         numbers={"label": random.integers(0, LABELS, rows).astype(np.int32)},
         pad_id=0,
     )
-
-
-def _plain(family: str) -> dict[str, bool]:
-    return {"add_pooling_layer": False} if family in ("bert", "vit") else {}
 
 
 def subject(case: Case, workshop: Workshop) -> TraceSubject:

@@ -1,12 +1,21 @@
 """A small shop: tiny models of each family, rows of unlike length, and jobs on them."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config, ViTConfig
+from transformers import (
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    ViTConfig,
+)
 
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment, Lora, lora_on_top
@@ -24,6 +33,8 @@ from fedray.training.tasks.image_classification import ImageClassification
 from fedray.training.tasks.text_classification import TextClassification
 from fedray.training.train import Workshop
 
+# Where the shop's work is computed: benchmarks/gpu_checks.py gives these tests an accelerator.
+DEVICE = os.environ.get("FEDRAY_TEST_DEVICE", "cpu")
 BLOCKS, VOCABULARY, LABELS = 4, 48, 5
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -96,28 +107,36 @@ def encoded(seed: int, num_rows: int = 60, longest: int = 24) -> Encoded:
 
 
 def build(
-    family: str, sizes: Sequence[int], optimizer: LocalOptimizer, *, task: Task | None = None
+    family: str,
+    sizes: Sequence[int],
+    optimizer: LocalOptimizer,
+    *,
+    task: Task | None = None,
+    device: str = DEVICE,
 ) -> Workshop:
     """A workshop whose client k owns ``sizes[k]`` rows."""
     torch.manual_seed(0)
-    config = CONFIGS[family]
-    model = empty_backbone(config, TASKS[family].head).to_empty(device="cpu")
-    model.init_weights()
-    for name, buffer in type(model)(config).named_buffers():
-        path, _, leaf = name.rpartition(".")
-        model.get_submodule(path)._buffers[leaf] = buffer
+    model = drawn(CONFIGS[family], family)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(0.2 * torch.randn_like(parameter))
     bounds = np.cumsum([0, *sizes])
     return Workshop(
-        backbones={"fp32": Backbone.of(dissect(model), [TARGETS[family]])},
+        backbones={"fp32": Backbone.of(dissect(model.to(device)), [TARGETS[family]])},
         task=task or TASKS[family],
-        pool=images(config, bounds[-1]) if family == "vit" else encoded(1, int(bounds[-1])),
+        pool=images(CONFIGS[family], bounds[-1]) if family == "vit" else encoded(1, int(bounds[-1])),
         partitions=tuple(np.arange(a, b) for a, b in itertools.pairwise(bounds)),
         optimizer=optimizer,
         max_length=24,
+        device=device,
     )
+
+
+def drawn(config: PreTrainedConfig, family: str) -> PreTrainedModel:
+    """A model with weights as transformers draws them, of the modules that fedray holds."""
+    kind = type(empty_backbone(config, TASKS[family].head))
+    model = kind(config, **({"add_pooling_layer": False} if family in ("bert", "vit") else {}))
+    return model.requires_grad_(False).eval()
 
 
 def start(workshop: Workshop, family: str, assignment: Assignment, seed: int = 0) -> Adapter:

@@ -1,16 +1,23 @@
 """What only an accelerator can show. Run them all, with a table: python benchmarks/gpu_checks.py."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from fedray.adapter import Adapter
+from fedray.assignment import ATTENTIONS, Assignment, Attention, Lora, lora_on_top, weights_on_top
+from fedray.cost import WorkShape
 from fedray.training.audit import audit
+from fedray.training.held import weights
 from fedray.training.job import Update
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.train import Workshop, train_pack
-from shop import assign, build, job
+from fedray.width import OrderedDropout
+from lone import CONFIGS, DEEP, SIZES, Case, real
+from shop import BLOCKS, TARGETS, assign, build, job
+from split_shop import FAMILIES, cut_at, train_split
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,10 +28,30 @@ SGD = LocalOptimizer(optim="sgd", learning_rate=0.05)
 MIXED = [(4, 2, 9), (1, 4, 4), (2, 1, 13)]  # depth, rank, rows of each client
 
 
-def on_cuda(family: str) -> Workshop:
-    workshop = build(family, [rows for _, _, rows in MIXED], SGD)
-    workshop.backbones["fp32"].anatomy.model.cuda()
-    return replace(workshop, device="cuda")
+# What is changed of LoRA on all blocks, by kind of work.
+KINDS: dict[str, dict[str, Any]] = {
+    "recomputation": {"recompute": True},
+    "8 bits": {"weight_bits": 8},
+    "4 bits": {"weight_bits": 4},
+    "pruned weights": {"sparsity": 0.5},
+    "exits": {"exits": (2,)},
+    "forward only": {"perturbations": 2},
+    "full": {"adapter": weights_on_top(DEEP, DEEP, "all", stem=True)},
+    "BitFit": {"adapter": weights_on_top(DEEP, DEEP, "bias")},
+    "drawn widths": {
+        "adapter": weights_on_top(DEEP, DEEP, "all", stem=True),
+        "ordered": OrderedDropout(shares=(0.5,), axes=("ffn",)),
+    },
+}
+NEEDS_BIASES = ("BitFit",)
+
+
+def lora(family: str) -> Lora:
+    return lora_on_top(DEEP, DEEP, 4, targets=TARGETS[family])
+
+
+def on_device(family: str, device: str) -> Workshop:
+    return build(family, [rows for _, _, rows in MIXED], SGD, device=device)
 
 
 def gap(left: Update, right: Update) -> float:
@@ -39,29 +66,79 @@ def _delta(update: Update) -> Adapter:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "vit"])
 def test_a_pack_on_the_gpu_ends_where_it_ends_on_the_cpu(family: str) -> None:
-    here = build(family, [rows for _, _, rows in MIXED], SGD)
-    there = on_cuda(family)
+    here, there = on_device(family, "cpu"), on_device(family, "cuda")
     jobs = [job(here, family, i, assign(family, d, r)) for i, (d, r, _) in enumerate(MIXED)]
     for cpu, gpu in zip(train_pack(here, jobs), train_pack(there, jobs), strict=True):
         assert gap(gpu, cpu) < 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_every_kind_of_work_on_the_gpu_ends_where_it_ends_on_the_cpu(family: str, kind: str) -> None:
+    if kind in NEEDS_BIASES and family == "llama":
+        pytest.skip("this family has no biases")
+    assignment = Assignment(
+        blocks=tuple(range(DEEP)), **{"adapter": lora(family), "batch_size": 4, **KINDS[kind]}
+    )
+    case = Case(
+        family=family,
+        assignment=assignment,
+        shape=WorkShape(rows=8, tokens=16, attention="memory_efficient"),
+        optimizer=SGD,
+    )
+    (here, work), (there, _) = real(case, device="cpu"), real(case, device="cuda")
+    work = replace(work, num_steps=2, seed=3)
+    (cpu,), (gpu,) = train_pack(here, [work]), train_pack(there, [work])
+    # Differences of losses are the gradient where there is no way back, and magnify what is rounded.
+    assert gap(gpu, cpu) < (5e-3 if kind == "forward only" else 1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_clients_and_a_server_on_the_gpu_end_where_they_end_on_the_cpu(family: str) -> None:
+    here, there = on_device(family, "cpu"), on_device(family, "cuda")
+    cuts = [(0, 0), (2, 1), (3, 0)]
+    jobs = [job(here, family, i, cut_at(assign(family, BLOCKS, 2), *cut)) for i, cut in enumerate(cuts)]
+    gpu = train_split(there, jobs)
+    for client, cpu in train_split(here, jobs).items():
+        assert gap(gpu[client], cpu) < 1e-3
+
+
 def test_the_same_pack_gives_the_same_bits_on_the_gpu() -> None:
-    there = on_cuda("bert")
+    there = on_device("bert", "cuda")
     jobs = [job(there, "bert", i, assign("bert", d, r)) for i, (d, r, _) in enumerate(MIXED)]
     for one, other in zip(train_pack(there, jobs), train_pack(there, jobs), strict=True):
         assert gap(one, other) == 0
 
 
-def test_counted_bytes_on_the_gpu_are_the_allocators() -> None:
-    there = on_cuda("llama")
-    work = replace(job(there, "llama", 0, assign("llama", 4, 2)), attention="eager")
-    audit(there, work)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", list(CONFIGS))
+def test_counted_bytes_on_the_gpu_are_the_allocators_but_for_what_kernels_hold_inside(
+    family: str, attention: Attention
+) -> None:
+    case = Case(
+        family=family,
+        assignment=Assignment(
+            blocks=tuple(range(DEEP)),
+            adapter=lora(family),
+            batch_size=16,
+        ),
+        shape=WorkShape(rows=16, tokens=256, attention=attention),
+        optimizer=LocalOptimizer(optim="adamw"),
+    )
+    there, work = real(case, device="cuda")
+    audit(there, work)  # first use of a kernel allocates what it keeps
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    held = sum(p.numel() * p.element_size() for p in there.backbones["fp32"].anatomy.model.parameters())
+    held = sum(
+        t.numel() * t.element_size() for t in weights(there.backbones["fp32"].anatomy, case.assignment)
+    )
     counted = audit(there, work).peak_bytes - held
     reported = torch.cuda.max_memory_allocated() - before
-    # CUDA's allocator rounds every block up to 512 bytes, which is much beside tensors this small.
-    assert counted <= reported * 1.02
+    print(f"{family} {attention}: counted {counted}, allocator {reported}, {counted / reported:.4f}")
+    # Kernels of CUDA hold for themselves, where no dispatcher sees it, scores in softmax's way back and some
+    # times the hidden states in attention's. The allocator rounds every block up to 512 bytes.
+    rows, tokens = case.shape.rows, case.shape.tokens
+    states = rows * tokens * SIZES["hidden_size"] * 4
+    inside = rows * SIZES["num_attention_heads"] * tokens**2 * 4 if attention == "eager" else 6 * states
+    assert 0.99 * counted <= reported <= 1.01 * (counted + inside)

@@ -247,7 +247,7 @@ class ServerHalf:
         places = [at for at, job in enumerate(riders.jobs) if job.client_id in sent]
         a, anatomy = riders.jobs[0].assignment, self._backbone.anatomy
         rows = [self._rows_of(riders, at, sent[riders.jobs[at].client_id]) for at in places]
-        lengths = [torch.tensor([len(row.states) for row in own]) for own in rows]
+        lengths = [torch.tensor([len(row.states) for row in own], device=self._device) for own in rows]
         shape = a.batch_size, max(int(own.max()) for own in lengths)
         hidden = torch.cat([
             padded_tokens(torch.cat([row.states for row in own]), length, shape)
@@ -258,7 +258,7 @@ class ServerHalf:
         leaves = riders.stack.leaves(index)
         own_factors, head = riders.stack.parts(leaves, index)
         shared_factors, shared_head = self._shared_parts(a.server_blocks(anatomy.num_blocks), len(places))
-        mask = torch.cat([_mask(length, shape) for length in lengths]).to(self._device)
+        mask = torch.cat([_mask(length, shape) for length in lengths])
         ride = Ride(
             first=a.cut,
             end=anatomy.num_blocks - a.tail,
@@ -375,6 +375,6 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 def _mask(lengths: Tensor, shape: tuple[int, int]) -> Tensor:
     """1 at real tokens, [B, T]; a filler has one token, since a row of none has nothing to look at."""
-    filled = torch.ones(shape[0], dtype=torch.int64)
+    filled = torch.ones(shape[0], dtype=torch.int64, device=lengths.device)
     filled[: len(lengths)] = lengths
-    return (torch.arange(shape[1]) < filled[:, None]).to(torch.int64)
+    return (torch.arange(shape[1], device=lengths.device) < filled[:, None]).to(torch.int64)

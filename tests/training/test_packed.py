@@ -199,15 +199,15 @@ def test_recomputation_changes_no_number() -> None:
     work = replace(jobs[0], assignment=replace(jobs[0].assignment, recompute=True))
     (with_it,) = train_pack(workshop, [work], recompute=True)
     (without,) = train_pack(workshop, [work])
-    assert distance(delta(with_it), delta(without)) < 1e-6
+    assert distance(delta(with_it), delta(without)) < 4e-6
 
 
 def test_the_reference_model_is_the_frozen_one() -> None:
     workshop, _ = mixed("llama", SGD)
     work = job(workshop, "llama", 0, assign("llama", 4, 2))
     backbone = workshop.backbones["fp32"]
-    batch = workshop.pool.batch(np.arange(4), 24)
-    stack = stack_of([work.sent], SGD, "cpu")
+    batch = {name: t.to(workshop.device) for name, t in workshop.pool.batch(np.arange(4), 24).items()}
+    stack = stack_of([work.sent], SGD, workshop.device)
     factors, head = stack.parts(stack.params, None)
     forward = PackedForward(backbone, course_of(work.assignment, "eager", recompute=False), factors, head)
     ids, mask = batch["input_ids"], batch["attention_mask"]
