@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from fedray.model.load import load_backbone
 from fedray.seeds import generator
 from fedray.training.data import Encoded
 from fedray.training.task import Task
+from fedray.whole_file import kept
 
 
 def leakage_of(config: Config, task: Task, encoded: Encoded, cache_dir: Path | None) -> dict[int, float]:
@@ -37,14 +36,14 @@ def leakage_of(config: Config, task: Task, encoded: Encoded, cache_dir: Path | N
         return {}
     count = min(asked.rows, len(encoded.lengths))
     drawn = generator(config.seed, "leakage").permutation(len(encoded.lengths))[:count]
-    kept = None if cache_dir is None else cache_dir / f"leakage-{_content(config, encoded, drawn)}.json"
-    if kept is not None and kept.exists():
-        return {int(cut): share for cut, share in json.loads(kept.read_text()).items()}
+    file = None if cache_dir is None else cache_dir / f"leakage-{_content(config, encoded, drawn)}.json"
+    if file is not None and file.exists():
+        return {int(cut): share for cut, share in json.loads(file.read_text()).items()}
     anatomy = dissect(load_backbone(config.model.name, task.head, "fp32")[0])
     half = len(drawn) // 2
     found = token_recovery(anatomy, encoded, drawn[:half], drawn[half:])
-    if kept is not None:
-        _keep(kept, found)
+    if file is not None:
+        kept(file, json.dumps(found))
     return found
 
 
@@ -55,11 +54,3 @@ def _content(config: Config, encoded: Encoded, drawn: np.ndarray) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()[:32]
-
-
-def _keep(path: Path, found: dict[int, float]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    with suppress(OSError):  # a full disk keeps nothing
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(found))
-        partial.replace(path)

@@ -9,7 +9,7 @@ commonest words.
 Letters of shapes: X real tokens, D hidden width, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +19,14 @@ from torch.nn.functional import normalize
 
 from fedray.errors import ConfigError
 from fedray.model.anatomy import Anatomy
-from fedray.model.attention import use_attention
 from fedray.model.codecs import decode, encode
 from fedray.seeds import derive_seed
 from fedray.training.data import Encoded, Rows
+from fedray.training.evaluate import evaluation_chunks
+from fedray.training.packed import Backbone, Course, Passage
 
 # Tokens looked up at once: a table of these by the vocabulary is what the attack holds at most.
 _LOOKED_UP = 512
-_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,24 +122,19 @@ class _ByDepth:
 
 @torch.no_grad()
 def _by_depth(anatomy: Anatomy, pool: Encoded, rows: Rows) -> _ByDepth:
-    states: dict[int, list[Tensor]] = {cut: [] for cut in range(anatomy.num_blocks + 1)}
+    blocks = tuple(range(anatomy.num_blocks))
+    course = Course(blocks=blocks, exits=tuple(block + 1 for block in blocks))
+    states: dict[int, list[Tensor]] = {cut: [] for cut in range(len(blocks) + 1)}
     tokens = []
-    for some in _batches(rows):
+    for some in evaluation_chunks(pool.lengths, rows):
         batch = pool.batch(some, int(pool.lengths[some].max()))
         real = batch["attention_mask"].bool()
-        use_attention(anatomy.model, "memory_efficient")
         flow = anatomy.stem(batch["input_ids"], batch["attention_mask"])
-        hidden = flow.hidden
-        states[0].append(hidden[real].float())
-        for block in range(anatomy.num_blocks):
-            hidden = anatomy.block(block, hidden, flow.context)
-            states[block + 1].append(hidden[real].float())
+        passage = Passage(Backbone.of(anatomy, []), course, {}, flow.context, None)
+        for cut, hidden in enumerate([flow.hidden, *passage.depths(flow.hidden)]):
+            states[cut].append(hidden[real].float())
         tokens.append(batch["input_ids"][real])
     return _ByDepth(states={cut: torch.cat(parts) for cut, parts in states.items()}, tokens=torch.cat(tokens))
-
-
-def _batches(rows: Rows) -> Sequence[Rows]:
-    return [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
 
 
 def commonest(pool: Encoded, known: Rows, private: Rows) -> float:
