@@ -37,6 +37,7 @@ from fedray.training.link import as_received, refuse_codecs, sent_down
 from fedray.training.own_side import base_of
 from fedray.training.shapes import site_ranks
 from fedray.training.shares import in_blocks
+from fedray.training.tap import Heard
 from fedray.training.train import form_packs
 
 # Adds an update, a delta of its job, to a round's sum.
@@ -50,8 +51,8 @@ class Runtime(Protocol):
     def carry_out(self, orders: Sequence[Order]) -> Iterator[Done]:
         """One answer per order, in the order given."""
 
-    def train_split(self, split: SplitRound) -> SplitDone:
-        """The clients of a round that have a cut, in step with the server."""
+    def train_split(self, split: SplitRound, heard: Heard | None = None) -> SplitDone:
+        """The clients of a round that have a cut, in step with the server; ``heard`` is told what passes."""
 
     def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
         """Of each chunk of rows, with the middle of the model on the server."""
