@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedray import attacks
 from fedray.attacks.inversion import token_recovery
 from fedray.config import Config
 from fedray.model.anatomy import dissect
@@ -49,7 +50,8 @@ def leakage_of(config: Config, task: Task, encoded: Encoded, cache_dir: Path | N
 
 def _content(config: Config, encoded: Encoded, drawn: np.ndarray) -> str:
     words = [encoded.lists[name].tobytes() for name in sorted(encoded.lists)]
-    parts = [Path(__file__).with_name("attacks").joinpath("inversion.py").read_bytes(), *words]
+    attack = sorted(Path(attacks.__file__).parent.glob("*.py"))
+    parts = [*(path.read_bytes() for path in attack), *words]
     digest = hashlib.sha256(f"{config.model.name} {drawn.tolist()}".encode())
     for part in parts:
         digest.update(part)

@@ -9,7 +9,6 @@ commonest words.
 Letters of shapes: X real tokens, D hidden width, V vocabulary.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedray.attacks.depths import by_depth
 from fedray.errors import ConfigError
 from fedray.model.anatomy import Anatomy
 from fedray.model.codecs import decode, encode
 from fedray.seeds import derive_seed
 from fedray.training.data import Encoded, Rows
-from fedray.training.evaluate import evaluation_chunks
-from fedray.training.packed import Backbone, Course, Passage
 
 # Tokens looked up at once: a table of these by the vocabulary is what the attack holds at most.
 _LOOKED_UP = 512
@@ -57,33 +55,29 @@ def token_recovery(
         sent: how these are sent; as they are if absent.
 
     Raises:
-        ConfigError: for a model of images, or too few rows.
+        ConfigError: for a model of images, or no rows on one side.
     """
     if anatomy.family.words is None:
         raise ConfigError(
             f"Token recovery is of words, and no words go into this {anatomy.model.config.model_type} model."
         )
-    if not len(known) or not len(private):
-        raise ConfigError(
-            f"An attack needs rows to learn from and rows to find: {len(known)}, {len(private)}."
-        )
     words = anatomy.backbone.get_submodule(anatomy.family.words).get_parameter("weight").detach().float()
-    theirs, own = _by_depth(anatomy, pool, known), _by_depth(anatomy, pool, private)
+    theirs, own = by_depth(anatomy, pool, known), by_depth(anatomy, pool, private)
     way = sent or Sent()
     found = {}
     for cut in range(anatomy.num_blocks + 1):
-        decoder = fitted(as_sent(theirs.states[cut], way, cut), words[theirs.tokens])
+        decoder = fitted(as_sent(theirs.states[cut], way, cut), words[theirs.inputs])
         guessed = guesses(as_sent(own.states[cut], way, cut), decoder, words)
-        found[cut] = float((guessed == own.tokens).float().mean())
+        found[cut] = float((guessed == own.inputs).float().mean())
     return found
 
 
 def fitted(states: Tensor, wanted: Tensor, ridge: float = 1e-3) -> Tensor:
-    """The linear decoder, [D + 1, D], of least squares with a ridge relative to the states' size.
+    """The linear decoder, [D + 1, P], of least squares with a ridge relative to the states' size.
 
     Args:
         states: [X, D].
-        wanted: word embeddings, [X, D].
+        wanted: what it is to give, such as word embeddings, [X, P].
         ridge: times the mean diagonal of the normal equations.
     """
     x = _with_one(states.double())
@@ -95,10 +89,15 @@ def fitted(states: Tensor, wanted: Tensor, ridge: float = 1e-3) -> Tensor:
 
 def guesses(states: Tensor, decoder: Tensor, words: Tensor) -> Tensor:
     """The word whose embedding points nearest to what is decoded, [X]."""
-    decoded = normalize((_with_one(states.double()) @ decoder).float(), dim=1)
+    decoded = normalize(decoded_by(states, decoder), dim=1)
     directions = normalize(words, dim=1)
     parts = [(part @ directions.T).argmax(1) for part in decoded.split(_LOOKED_UP)]
     return torch.cat(parts)
+
+
+def decoded_by(states: Tensor, decoder: Tensor) -> Tensor:
+    """What a decoder makes of hidden states [X, D]; float32."""
+    return (_with_one(states.double()) @ decoder).float()
 
 
 def as_sent(states: Tensor, sent: Sent, cut: int) -> Tensor:
@@ -112,29 +111,6 @@ def as_sent(states: Tensor, sent: Sent, cut: int) -> Tensor:
 
 def _with_one(states: Tensor) -> Tensor:
     return torch.cat([states, states.new_ones(len(states), 1)], dim=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ByDepth:
-    states: Mapping[int, Tensor]  # by cut, [X, D]
-    tokens: Tensor  # [X]
-
-
-@torch.no_grad()
-def _by_depth(anatomy: Anatomy, pool: Encoded, rows: Rows) -> _ByDepth:
-    blocks = tuple(range(anatomy.num_blocks))
-    course = Course(blocks=blocks, exits=tuple(block + 1 for block in blocks))
-    states: dict[int, list[Tensor]] = {cut: [] for cut in range(len(blocks) + 1)}
-    tokens = []
-    for some in evaluation_chunks(pool.lengths, rows):
-        batch = pool.batch(some, int(pool.lengths[some].max()))
-        real = batch["attention_mask"].bool()
-        flow = anatomy.stem(batch["input_ids"], batch["attention_mask"])
-        passage = Passage(Backbone.of(anatomy, []), course, {}, flow.context, None)
-        for cut, hidden in enumerate([flow.hidden, *passage.depths(flow.hidden)]):
-            states[cut].append(hidden[real].float())
-        tokens.append(batch["input_ids"][real])
-    return _ByDepth(states={cut: torch.cat(parts) for cut, parts in states.items()}, tokens=torch.cat(tokens))
 
 
 def commonest(pool: Encoded, known: Rows, private: Rows) -> float:
