@@ -17,7 +17,7 @@ from fedray.averaging import after_averaging
 from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
-from fedray.evaluation import evaluate, headline
+from fedray.evaluation import evaluate, headline, with_membership
 from fedray.holdings import Holdings
 from fedray.landing import play_until_closed
 from fedray.model.added import is_added
@@ -193,6 +193,8 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
     record = _summed(number, played, evaluations, perf_counter() - started)
     record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
+    if due and config.attacks.membership:
+        record = with_membership(scene, progress.state, record, progress.clients, runtime)
     progress.rounds.append(record)
     return record
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from fedray import attacks
-from fedray.attacks.inversion import token_recovery
+from fedray.attacks.inversion import Sent, token_recovery
 from fedray.config import Config
 from fedray.model.anatomy import dissect
 from fedray.model.load import load_backbone
+from fedray.privacy import cut_noise_of
 from fedray.seeds import generator
 from fedray.training.data import Encoded
 from fedray.training.task import Task
@@ -21,7 +22,7 @@ def leakage_of(config: Config, task: Task, encoded: Encoded, cache_dir: Path | N
     """Of each cut the share of tokens that activation inversion finds; empty where it is not asked for.
 
     Half of the rows that are drawn are the attacker's own, the others are those it looks into; adapters are
-    as before round 1. See `fedray.attacks.inversion`.
+    as before round 1, and hidden states as noisy as clients make them. See `fedray.attacks.inversion`.
 
     Args:
         config: checked already.
@@ -42,7 +43,8 @@ def leakage_of(config: Config, task: Task, encoded: Encoded, cache_dir: Path | N
         return {int(cut): share for cut, share in json.loads(file.read_text()).items()}
     anatomy = dissect(load_backbone(config.model.name, task.head, "fp32")[0])
     half = len(drawn) // 2
-    found = token_recovery(anatomy, encoded, drawn[:half], drawn[half:])
+    sent = Sent(protection=cut_noise_of(config), seed=config.seed)
+    found = token_recovery(anatomy, encoded, drawn[:half], drawn[half:], sent)
     if file is not None:
         kept(file, json.dumps(found))
     return found
@@ -52,7 +54,8 @@ def _content(config: Config, encoded: Encoded, drawn: np.ndarray) -> str:
     words = [encoded.lists[name].tobytes() for name in sorted(encoded.lists)]
     attack = sorted(Path(attacks.__file__).parent.glob("*.py"))
     parts = [*(path.read_bytes() for path in attack), *words]
-    digest = hashlib.sha256(f"{config.model.name} {drawn.tolist()}".encode())
+    facts = f"{config.model.name} {drawn.tolist()} {config.seed} {cut_noise_of(config)}"
+    digest = hashlib.sha256(facts.encode())
     for part in parts:
         digest.update(part)
     return digest.hexdigest()[:32]

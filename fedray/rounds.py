@@ -22,6 +22,7 @@ from fedray.masked import lost_for_want_of_others, with_masks
 from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
 from fedray.policy import Cohort, Pace
+from fedray.privacy import cut_noise_of
 from fedray.progress import Progress, Verdict
 from fedray.runtime.carrier import AuditJob, Done, Order, TrainPack
 from fedray.runtime.split import SplitDone, SplitEvaluation
@@ -196,6 +197,7 @@ def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, k
         observables=scene.policy.observables,
         update_factor=1.0 if scene.poisoning is None else scene.poisoning.factor_of(int(alone.client_ids[0])),
         privacy=scene.privacy if scene.privacy is not None and scene.privacy.where == "local" else None,
+        cut_noise=cut_noise_of(scene.config) if assignment.split else None,
     )
 
 

@@ -18,9 +18,11 @@ from torch.nn.functional import normalize
 
 from fedray.attacks.depths import by_depth
 from fedray.errors import ConfigError
+from fedray.mechanism import CutNoise
 from fedray.model.anatomy import Anatomy
 from fedray.model.codecs import decode, encode
 from fedray.seeds import derive_seed
+from fedray.training.boundary import protected
 from fedray.training.data import Encoded, Rows
 
 # Tokens looked up at once: a table of these by the vocabulary is what the attack holds at most.
@@ -34,11 +36,13 @@ class Sent:
     Attributes:
         codec: that they are coded with (`fedray.model.codecs`).
         noise: standard deviation of Gaussian noise on them, in that of the states themselves.
-        seed: of both.
+        protection: what clients do to them before that, as a run's configuration has it.
+        seed: of all.
     """
 
     codec: str = "none"
     noise: float = 0.0
+    protection: CutNoise | None = None
     seed: int = 0
 
 
@@ -101,8 +105,9 @@ def decoded_by(states: Tensor, decoder: Tensor) -> Tensor:
 
 
 def as_sent(states: Tensor, sent: Sent, cut: int) -> Tensor:
-    """Hidden states [X, D] as they arrive: coded, and with noise."""
+    """Hidden states [X, D] as they arrive: protected, with noise, and coded."""
     seed = derive_seed(sent.seed, "attacked cut", cut)
+    states = protected(states, sent.protection, seed)
     if sent.noise:
         random = torch.Generator().manual_seed(derive_seed(sent.seed, "noise on a cut", cut))
         states = states + sent.noise * states.std() * torch.randn(states.shape, generator=random)
