@@ -1,19 +1,28 @@
-"""What a cut gives away: the share of a text's words that whoever hears its hidden states can tell.
+"""What cuts, updates and models give away: words, images and who was a member, in one table and one figure.
 
-MiniLM and the docstrings of Python, both on this machine already. For every cut an attacker with rows of its
-own fits a linear decoder to word embeddings; what it then finds in other rows is the lower bound that
-`fedray.attacks.inversion` speaks of. Some minutes on one core::
+MiniLM and the docstrings of Python for texts, a small ViT with random weights and the letters of matplotlib's
+fonts for images, all on this machine already. Some ten minutes on two cores::
 
     python examples/leakage.py runs/leakage
+    python examples/leakage.py runs/leakage --images PATH --vit PATH    # your own images, a trained ViT
 
-prints a table and leaves it as ``table.csv``, with ``picture.png``. The first row must succeed at cut 0, for
-there hidden states are the embeddings; the row that is drowned in noise must find no more than the commonest
-word.
+prints the table, a measurement a row, and leaves it as ``table.csv``, with ``picture.png``:
+
+- activation inversion, over cut, codec, noise and how many rows the attacker has: the share of words that are
+  found (always saying the commonest is the floor), and PSNR of images (the mean image is the floor);
+- inversion of one update over rank and batch, of SGD and of AdamW, int8 and noise: the share of words;
+- a search for the image of an update over rank, as PSNR;
+- membership over rank, by the loss and by likelihood ratio: AUC, and members named at one false in a hundred.
+
+At cut 0 of what is sent as it is, and for one row at a rank with room for its tokens, an attack must succeed;
+drowned in noise, and before LoRA's B has moved, it must fail.
 """
 
 import argparse
 import csv
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +30,28 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModel
+from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
+from fedray.adapter import Adapter, applied
+from fedray.assignment import Assignment, lora_on_top
 from fedray.attacks.inversion import Sent, commonest, token_recovery
+from fedray.attacks.matching import gradients_of_images, matched
+from fedray.attacks.membership import by_loss
+from fedray.attacks.pictures import image_recovery, mean_image, psnr
+from fedray.attacks.shadows import by_ratio, trained_shadows
+from fedray.attacks.updates import span_recovery
 from fedray.config import load_config
+from fedray.mechanism import Mechanism
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import load_backbone
-from fedray.scene import set_scene
+from fedray.scene import Scene, furnish, set_scene
+from fedray.training.job import Job
+from fedray.training.link import as_received, on_its_way
+from fedray.training.optimizer import LocalOptimizer
+from fedray.training.packed import Backbone
+from fedray.training.shapes import initial_adapter
+from fedray.training.train import Workshop, train_pack
+from fedray.training.workshop import open_workshop
 
 # How hidden states are sent, and how many rows of its own the attacker has.
 WAYS: dict[str, tuple[Sent, int]] = {
@@ -43,67 +67,312 @@ WAYS: dict[str, tuple[Sent, int]] = {
 }
 RANDOM = "as they are, random weights"
 NUM_PRIVATE = 100
+SGD = LocalOptimizer(optim="sgd", learning_rate=1.0, max_grad_norm=None)
+ADAMW = LocalOptimizer(optim="adamw", learning_rate=1e-3, max_grad_norm=None)
+# How an update comes about and is sent: rank, rows of its batch, and what else.
+FRESH = "sgd, B still zero"
+STEPS: dict[str, tuple[LocalOptimizer, dict[str, Any]]] = {
+    "sgd": (SGD, {}),
+    "adamw": (ADAMW, {}),
+    "sgd, int8": (SGD, {"up_codec": "int8"}),
+    "sgd, local noise 0.001": (SGD, {"noise": 0.001}),
+    FRESH: (SGD, {}),
+}
+RANKS, BATCHES = (4, 16, 64), (1, 4)
+MEMBERS, EPOCHS, SHADOWS = 48, 10, 6
+
+Row = dict[str, Any]
 
 
-def models() -> dict[str, Anatomy]:
-    """MiniLM, and the same with weights drawn anew."""
-    pretrained = load_backbone("minilm", "classification", "fp32")[0]
+def texts() -> Scene:
+    """MiniLM and docstrings."""
+    return set_scene(load_config({"data": {"max_length": 48}, "runtime": "local"}), None)
+
+
+def pictures(images: str, vit: str) -> Scene:
+    """A ViT and images, all in one place."""
+    data = {"source": images, "partitioner": "iid", "num_clients": 8}
+    return set_scene(
+        load_config({"model": vit, "task": "image_classification", "data": data, "runtime": "local"}), None
+    )
+
+
+def small_vit(folder: Path) -> str:
+    """Four blocks of random weights for images of 28 x 28, as a folder."""
     torch.manual_seed(0)
-    drawn = AutoModel.from_config(pretrained.config, add_pooling_layer=False).requires_grad_(False)
-    return {"pretrained": dissect(pretrained), "random": dissect(drawn)}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    ViTModel(
+        ViTConfig(**sizes, image_size=28, patch_size=4, num_channels=1, initializer_range=0.1)
+    ).save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    ViTImageProcessorPil(size=size, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder)
+    return str(folder)
 
 
-def show(name: str, found: dict[int, float]) -> None:
+def at_cuts(scene: Scene, *, images: bool) -> Iterator[Row]:
+    """Activation inversion at every cut, every way."""
+    order = np.random.default_rng(0).permutation(len(scene.encoded))
+    private, known = order[:NUM_PRIVATE], order[NUM_PRIVATE:]
+    attack, floor_of = (image_recovery, mean_image) if images else (token_recovery, commonest)
+    floor = floor_of(scene.encoded, known[:256], private)
+    pretrained = load_backbone(scene.config.model.name, scene.task.head, "fp32")[0]
+    of: dict[str, Anatomy] = {"": dissect(pretrained)}
+    ways = dict(WAYS)
+    if not images:
+        torch.manual_seed(0)
+        drawn = AutoModel.from_config(pretrained.config, add_pooling_layer=False).requires_grad_(False)
+        of[RANDOM], ways[RANDOM] = dissect(drawn), (Sent(), 256)
+    for name, (sent, count) in ways.items():
+        found = attack(of.get(name, of[""]), scene.encoded, known[:count], private, sent)
+        for cut, value in found.items():
+            yield {
+                "attack": "images at a cut" if images else "words at a cut",
+                "sent": name,
+                "cut": cut,
+                "measure": "PSNR in dB" if images else "share of words",
+                "value": value,
+                "floor": floor,
+            }
+
+
+def of_image_updates(scene: Scene) -> Iterator[Row]:
+    """A search for the one image of a batch from the gradients of LoRA on all blocks, two images each."""
+    model = load_backbone(scene.config.model.name, scene.task.head, "fp32")[0]
+    backbone = Backbone.of(dissect(model), [("q_proj", "v_proj")])
+    blocks = backbone.anatomy.num_blocks
+    order = np.random.default_rng(0).permutation(len(scene.encoded))
+    for rank in RANKS:
+        given = Assignment(
+            blocks=tuple(range(blocks)),
+            adapter=lora_on_top(blocks, blocks, rank, targets=("q_proj", "v_proj")),
+            batch_size=1,
+        )
+        sent = moved(initial_adapter(backbone.anatomy, [given], scene.num_labels, 0))
+        values = []
+        for row in order[:2]:
+            batch = scene.encoded.batch(np.array([row]), scene.max_length)
+            gradients_of = gradients_of_images(backbone, scene.task, given, sent, batch)
+            true = batch["pixel_values"]
+            seen = [gradient.detach() for gradient in gradients_of(true)]
+            spread = float(true.max() - true.min())
+            noise = torch.rand(true.shape, generator=torch.Generator().manual_seed(int(row)))
+            start = float(true.min()) + spread * noise
+            values.append(psnr(matched(gradients_of, seen, start, smoothness=0.1), true, spread))
+        yield {
+            "attack": "image of an update",
+            "sent": "sgd",
+            "rank": rank,
+            "batch": 1,
+            "measure": "PSNR in dB",
+            "value": float(np.mean(values)),
+            "floor": mean_image(scene.encoded, order[NUM_PRIVATE:], order[:2]),
+        }
+
+
+def moved(adapter: Adapter, deviation: float = 0.02) -> Adapter:
+    """The adapter with a B as after some rounds: at the start it is zero, and A has no gradient."""
+    random = torch.Generator().manual_seed(0)
+    factors = {
+        site: replace(f, b=deviation * torch.randn(f.b.shape, generator=random))
+        for site, f in adapter.factors.items()
+    }
+    return replace(adapter, factors=factors)
+
+
+def job_of(scene: Scene, assignment: Assignment, rows: int, sent: Adapter) -> Job:
+    """What one client is told to do with rows of its own."""
+    return Job(
+        round=1,
+        client_id=0,
+        dispatch=0,
+        version=0,
+        seed=0,
+        assignment=assignment,
+        attention="memory_efficient",
+        sent=sent,
+        num_rows=rows,
+        num_steps=assignment.num_steps(rows),
+        tokens=scene.max_length,
+    )
+
+
+def of_updates(scene: Scene, workshop: Workshop) -> Iterator[Row]:
+    """Words out of single updates of LoRA on all blocks, two batches each."""
+    anatomy = workshop.evaluated.anatomy
+    order = np.random.default_rng(1).permutation(len(scene.encoded))
+    for name, (optimizer, options) in STEPS.items():
+        for rank in RANKS if name == "sgd" else RANKS[-1:]:
+            for batch in BATCHES if name in ("sgd", "adamw") else BATCHES[:1]:
+                lora = lora_on_top(anatomy.num_blocks, anatomy.num_blocks, rank, targets=("query", "value"))
+                given = Assignment(
+                    blocks=tuple(range(anatomy.num_blocks)),
+                    adapter=lora,
+                    batch_size=batch,
+                    max_steps=1,
+                    up_codec=options.get("up_codec", "none"),
+                )
+                start = initial_adapter(anatomy, [given], scene.num_labels, 0)
+                sent = start if name == FRESH else moved(start)
+                job = job_of(scene, given, batch, sent)
+                if noise := options.get("noise"):
+                    local = Mechanism(
+                        where="local",
+                        clip_norm=1.0,
+                        noise_multiplier=noise,
+                        delta=1e-5,
+                        sampling="fixed_size",
+                    )
+                    job = replace(job, privacy=local)
+                own = [order[at * batch : (at + 1) * batch] for at in range(2)]
+                shares = [
+                    found(replace(workshop, partitions=(rows,), optimizer=optimizer), job) for rows in own
+                ]
+                yield {
+                    "attack": "words of an update",
+                    "sent": name,
+                    "rank": rank,
+                    "batch": batch,
+                    "measure": "share of words",
+                    "value": float(np.mean(shares)),
+                }
+
+
+def found(workshop: Workshop, job: Job) -> float:
+    """The share of words that the span of the first block's factors gives away."""
+    (update,) = train_pack(workshop, [job])
+    came = as_received(job, on_its_way(job, update))
+    assert came.delta is not None
+    anatomy, (rows,) = workshop.evaluated.anatomy, workshop.partitions
+    sites = anatomy.sites(0, ("query", "value"))
+    batch = workshop.pool.batch(rows, int(workshop.pool.lengths[rows].max()))
+    return span_recovery(anatomy, sites[0], [came.delta.factors[site].a for site in sites], batch).share
+
+
+def of_models(scene: Scene, workshop: Workshop) -> Iterator[Row]:
+    """Membership in a model that saw few rows often, over rank."""
+    order = np.random.default_rng(2).permutation(len(scene.encoded))
+    members, others = order[:MEMBERS], order[MEMBERS : 2 * MEMBERS]
+    optimizer = LocalOptimizer(learning_rate=3e-3, head_learning_rate=2e-2)
+    for rank in (2, 16):
+        blocks = workshop.evaluated.anatomy.num_blocks
+        given = Assignment(
+            blocks=tuple(range(blocks)),
+            adapter=lora_on_top(blocks, 2, rank, targets=("query", "value")),
+            batch_size=8,
+            num_epochs=EPOCHS,
+        )
+        sent = initial_adapter(workshop.evaluated.anatomy, [given], scene.num_labels, 0)
+        job = job_of(scene, given, MEMBERS, sent)
+        own = replace(workshop, partitions=(members,), optimizer=optimizer)
+        (update,) = train_pack(own, [job])
+        assert update.delta is not None
+        model = applied(sent, update.delta)
+        shadows = trained_shadows(own, job, np.concatenate([members, others]), SHADOWS, 0)
+        for name, told in (
+            ("by the loss", by_loss(own, model, members, others)),
+            ("by likelihood ratio", by_ratio(own, model, shadows, members, others)),
+        ):
+            for measure, value, floor in (
+                ("AUC", told.auc, 0.5),
+                ("members named at 1 % false", told.true_positive_rate, 0.01),
+            ):
+                yield {
+                    "attack": "membership",
+                    "sent": name,
+                    "rank": rank,
+                    "measure": measure,
+                    "value": value,
+                    "floor": floor,
+                }
+
+
+COLUMNS = ("attack", "sent", "cut", "rank", "batch", "measure", "value", "floor")
+
+
+def show(row: Row) -> None:
     """A row of the table, on the terminal."""
-    print(f"{name:28s} " + "  ".join(f"{share:5.3f}" for share in found.values()), flush=True)
+    at = ", ".join(f"{name} {row[name]}" for name in ("cut", "rank", "batch") if name in row)
+    floor = f"  (floor {row['floor']:.3f})" if "floor" in row else ""
+    print(
+        f"{row['attack']:18s} {row['sent']:28s} {at:18s} {row['value']:7.3f} {row['measure']}{floor}",
+        flush=True,
+    )
 
 
-def draw(rows: Sequence[dict[str, Any]], floor: float, file: Path) -> None:
-    """The share that is found over the cut, a line for each way."""
+def lines(place: Any, rows: Sequence[Row], over: str) -> None:
+    """A line for each way of sending, over one column, above the floor."""
     styles = ["-", "--", "-.", ":"]
-    with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(6.5, 3.4), layout="constrained")
-        place = figure.subplots()
-        for number, row in enumerate(rows):
-            cuts = [key for key in row if isinstance(key, int)]
-            place.plot(
-                cuts,
-                [row[cut] for cut in cuts],
-                linestyle=styles[number % 4],
-                marker="os^vDx+*P<"[number % 10],
-                color=str(0.12 * (number % 5)),
-                markersize=4,
-                linewidth=1,
-                label=row["sent"],
-            )
+    names = list(dict.fromkeys((row["sent"], row.get("batch")) for row in rows))
+    for number, (sent, batch) in enumerate(names):
+        own = [row for row in rows if (row["sent"], row.get("batch")) == (sent, batch)]
+        place.plot(
+            [row[over] for row in own],
+            [row["value"] for row in own],
+            linestyle=styles[number % 4],
+            marker="os^vDx+*P<"[number % 10],
+            color=str(0.12 * (number % 5)),
+            markersize=4,
+            linewidth=1,
+            label=sent if batch is None else f"{sent}, batch {batch}",
+        )
+    for floor in {row["floor"] for row in rows if "floor" in row}:
         place.axhline(floor, color="0.6", linewidth=0.8)
-        place.set(xlabel="cut (blocks that the client keeps)", ylabel="share of words found", ylim=(0, 1.03))
-        figure.legend(loc="outside right center", fontsize=7)
+    place.set(xlabel=over, ylabel=rows[0]["measure"], title=rows[0]["attack"])
+    place.legend(fontsize=5)
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """A place for each attack that there are rows of."""
+    panels = [
+        ([row for row in rows if row["attack"] == "words at a cut"], "cut"),
+        ([row for row in rows if row["attack"] == "images at a cut"], "cut"),
+        ([row for row in rows if row["attack"] == "words of an update"], "rank"),
+        ([row for row in rows if row["measure"] == "AUC"], "rank"),
+    ]
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(8, 6), layout="constrained")
+        for place, (own, over) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            if own:
+                lines(place, own, over)
         figure.savefig(file, dpi=150)
 
 
+def write(rows: Sequence[Row], out: Path) -> None:
+    """The table and the figure of what is done so far."""
+    with (out / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(rows, out / "picture.png")
+
+
+def every(images: str, vit: str | None) -> Iterator[Row]:
+    """All rows of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        shown = pictures(images, vit or small_vit(Path(folder)))
+        yield from at_cuts(shown, images=True)
+        yield from of_image_updates(shown)
+    scene = texts()
+    blueprint, stock, _ = furnish(scene, "cpu")
+    workshop = open_workshop(blueprint, stock)
+    yield from of_updates(scene, workshop)
+    yield from of_models(scene, workshop)
+    yield from at_cuts(scene, images=False)
+
+
 def main() -> None:
-    """Every way, one after the other."""
+    """Every attack, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder for the table and the picture")
+    parser.add_argument("out", type=Path, help="folder for the table and the figure")
+    parser.add_argument("--images", default="glyphs", help="what data.source takes; drawn letters if absent")
+    parser.add_argument("--vit", help="a vision transformer's folder or id; a random small one if absent")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    scene = set_scene(load_config({"data": {"max_length": 48}, "runtime": "local"}), None)
-    order = np.random.default_rng(0).permutation(len(scene.encoded.lengths))
-    private, known = order[:NUM_PRIVATE], order[NUM_PRIVATE:]
-    floor = commonest(scene.encoded, known[:256], private)
-    print(f"always the commonest word: {floor:.3f}\nsent                         cut 0      1      2 ...")
-    of, rows = models(), []
-    for name, (sent, count) in {**WAYS, RANDOM: (Sent(), 256)}.items():
-        anatomy = of["random" if name == RANDOM else "pretrained"]
-        found = token_recovery(anatomy, scene.encoded, known[:count], private, sent)
-        show(name, found)
-        rows.append({"sent": name, **found})
-        with (given.out / "table.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        draw(rows, floor, given.out / "picture.png")
+    rows: list[Row] = []
+    for row in every(given.images, given.vit):
+        show(row)
+        rows.append(row)
+    write(rows, given.out)
 
 
 if __name__ == "__main__":

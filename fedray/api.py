@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedray.simulation import Simulation
     from fedray.submodel import Exported
     from fedray.testing import Report
+    from fedray.training.tap import Tap
     from fedray.watched import Watch
 
 Source = str | Path | Mapping[str, Any] | Config
@@ -36,6 +37,7 @@ def run(
     policy: object | None = None,
     show: Show | None = None,
     watch: "Watch | None" = None,
+    taps: "Sequence[Tap]" = (),
 ) -> "RunResult":
     """Train, and leave everything measured in a folder.
 
@@ -49,6 +51,8 @@ def run(
         show: called with each round's record when the round is done, such as ``print``.
         watch: called inside rounds, with the round, what is being done (``audits``, ``training``,
             ``evaluation``), how many clients (rows, when evaluating) are done, and of how many.
+        taps: look on at every update and at all that crosses cuts, and change nothing; see
+            `fedray.training.tap.Tap`.
 
     Raises:
         FedrayError: one clear sentence, before anything is written where that is possible.
@@ -57,7 +61,7 @@ def run(
     folder = _fresh(Path(out))
     from fedray import engine
 
-    return engine.run(checked, folder, show, policy, watch)
+    return engine.run(checked, folder, show, policy, watch, taps)
 
 
 def plan(config: Source, *, overrides: Sequence[str] = (), policy: object | None = None) -> "Plan":
@@ -74,6 +78,7 @@ def resume(
     policy: object | None = None,
     show: Show | None = None,
     watch: "Watch | None" = None,
+    taps: "Sequence[Tap]" = (),
 ) -> "RunResult":
     """Continue an interrupted run from its last finished round.
 
@@ -82,6 +87,7 @@ def resume(
         policy: the one that the run was given in Python, and none otherwise.
         show: as in `run`.
         watch: as in `run`.
+        taps: as in `run`.
 
     Raises:
         FedrayError: one clear sentence.
@@ -89,7 +95,7 @@ def resume(
     folder = _existing(Path(out))
     from fedray import engine
 
-    return engine.resume(folder, show, policy, watch)
+    return engine.resume(folder, show, policy, watch, taps)
 
 
 def compare(

@@ -5,10 +5,8 @@ whole. Records may be a round ahead of the newest checkpoint; what is ahead is d
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,10 @@ from fedray.progress import Progress, Verdict
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, table
 from fedray.training.job import ClientState
 from fedray.underway import UnderWay
+from fedray.whole_file import PART, replaced
 
 FOLDER = "checkpoint"
 RECORDS = {"rounds": RoundRecord, "clients": ClientRecord, "evaluations": EvaluationRecord}
-_PART = ".part"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +74,7 @@ def _save(out: Path, progress: Progress) -> None:
     write_table(out / "evaluations.parquet", table(progress.evaluations, EvaluationRecord))
     folder = out / FOLDER
     final = folder / f"round-{progress.finished_rounds:06d}"
-    part = final.with_name(final.name + _PART)
+    part = final.with_name(final.name + PART)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -113,22 +111,10 @@ def write_table(path: Path, rows: pa.Table) -> None:
         pq.write_table(rows, part)
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` unless something goes wrong."""
-    part = path.with_name(path.name + _PART)
-    try:
-        yield part
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _complete(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != _PART)
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != PART)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The round loop: select, price, decide, train, aggregate, record."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedray.averaging import after_averaging
 from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
-from fedray.evaluation import evaluate, headline
+from fedray.evaluation import evaluate, headline, with_membership
 from fedray.holdings import Holdings
 from fedray.landing import play_until_closed
 from fedray.model.added import is_added
@@ -34,10 +34,12 @@ from fedray.report import write_report
 from fedray.rounds import Runtime, Trained
 from fedray.scene import Scene, furnish, set_scene
 from fedray.scheduler import ask_menu, ask_selection, decide, price_menu, refuse_if_nothing_fits
+from fedray.tapped import TappedRuntime
 from fedray.told import told_by_the_clock, told_by_training
 from fedray.tracking import Tracker, refuse_absent_trackers
 from fedray.training.own_weights import initial_weights
 from fedray.training.shapes import initial_adapter
+from fedray.training.tap import Tap
 from fedray.watched import Watch, WatchedRuntime
 
 Show = Callable[[RoundRecord], None]
@@ -63,6 +65,7 @@ def run(
     show: Show | None = None,
     policy: object | None = None,
     watch: Watch | None = None,
+    taps: Sequence[Tap] = (),
 ) -> RunResult:
     """Train from the first round. Raises FedrayError; nothing is written before the configuration holds.
 
@@ -72,16 +75,21 @@ def run(
         show: called with each round's record.
         policy: given in Python; the configuration then has its `name_in_python`.
         watch: called while a round goes on.
+        taps: look on at updates and at what crosses cuts.
     """
     scene = _scene(config, policy)
     adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, config.seed)
     holdings = Holdings(scene.num_clients, preinstalled=config.provision == "preinstalled")
     progress = Progress(state=GlobalState(adapter=adapter), holdings=holdings)
-    return _continued(scene, progress, out, show, watch)
+    return _continued(scene, progress, out, show, watch, taps)
 
 
 def resume(
-    out: Path, show: Show | None = None, policy: object | None = None, watch: Watch | None = None
+    out: Path,
+    show: Show | None = None,
+    policy: object | None = None,
+    watch: Watch | None = None,
+    taps: Sequence[Tap] = (),
 ) -> RunResult:
     """Train on from the newest checkpoint, to what an unbroken run gives; the rest is as in `run`."""
     config = load_config(out / "config.yaml")
@@ -92,13 +100,13 @@ def resume(
         )
     progress = checkpoint.load(out)
     if progress is None:
-        return run(config, out, show, policy, watch)
+        return run(config, out, show, policy, watch, taps)
     if progress.finished_rounds > config.rounds.num_rounds:
         raise ConfigError(
             f"{out} has {progress.finished_rounds} finished rounds and its config.yaml asks for "
             f"{config.rounds.num_rounds}; raise rounds.num_rounds."
         )
-    return _continued(_scene(config, policy), progress, out, show, watch)
+    return _continued(_scene(config, policy), progress, out, show, watch, taps)
 
 
 def _scene(config: Config, policy: object | None) -> Scene:
@@ -107,7 +115,7 @@ def _scene(config: Config, policy: object | None) -> Scene:
 
 
 def _continued(
-    scene: Scene, progress: Progress, out: Path, show: Show | None, watch: Watch | None
+    scene: Scene, progress: Progress, out: Path, show: Show | None, watch: Watch | None, taps: Sequence[Tap]
 ) -> RunResult:
     config = scene.config
     _refuse_a_fleet_that_nothing_fits(scene, progress)
@@ -118,7 +126,8 @@ def _continued(
         weights = initial_weights(dissect(model), scene.menu, config.seed)
         start = replace(progress.state.adapter, weights=weights)
         progress.state = replace(progress.state, adapter=start)
-    runtime = open_runtime(scene, blueprint, stock, model)
+    opened = open_runtime(scene, blueprint, stock, model)
+    runtime = TappedRuntime(opened, taps) if taps else opened
     try:
         with (
             run_folder(out, config, blueprint.device, blueprint.threads),
@@ -184,6 +193,8 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
     record = _summed(number, played, evaluations, perf_counter() - started)
     record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
+    if due and config.attacks.membership:
+        record = with_membership(scene, progress.state, record, progress.clients, runtime)
     progress.rounds.append(record)
     return record
 

@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel
 
 from fedray import checkpoint
-from fedray.checkpoint import replaced
 from fedray.config import Config
 from fedray.config.loading import config_to_yaml
 from fedray.rounds import Runtime
@@ -22,6 +21,7 @@ from fedray.runtime.reservation import Reservation
 from fedray.scene import Scene
 from fedray.serving import server_setting, shard_blueprint
 from fedray.training.workshop import Blueprint, Stock
+from fedray.whole_file import replaced
 
 # Footprints are kept by content, so one folder serves all runs of a user.
 CACHE_DIR = Path.home() / ".cache" / "fedray" / "footprints"

@@ -1,17 +1,20 @@
 """The global state on rows that nobody trains on: on whole models, or by sweeps over the server's shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from fedray.adapter import Adapter, GlobalState
 from fedray.aggregation.rule import one_adapter
+from fedray.attacks.membership import strength
 from fedray.parts import evaluated_span
-from fedray.record import EvaluationRecord
+from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
 from fedray.rounds import Runtime
 from fedray.runtime.carrier import EvaluateRows
 from fedray.runtime.split import SplitEvaluation
 from fedray.scene import Scene
+from fedray.seeds import generator
 from fedray.training.data import Rows
 from fedray.training.evaluate import Outputs, evaluation_chunks, in_order
 
@@ -41,6 +44,36 @@ def evaluate(scene: Scene, state: GlobalState, round_number: int, runtime: Runti
             )
         )
     return records
+
+
+def with_membership(
+    scene: Scene, state: GlobalState, record: RoundRecord, clients: Iterable[ClientRecord], runtime: Runtime
+) -> RoundRecord:
+    """The record of a round with what losses tell of who trained the state; as it is where nobody has.
+
+    Members are rows of clients whose updates have counted so far, all of them, seen by a local step or not;
+    the others are held out. As many are drawn of both.
+
+    Args:
+        scene: whose configuration asks for it.
+        state: after the round.
+        record: of the round.
+        clients: of all client-rounds so far.
+        runtime: where rows are evaluated.
+    """
+    counted = sorted({one.client_id for one in clients if one.outcome == "ok"})
+    held_out = [own for split, _, own in _groups(scene) if split != "backdoor"]
+    if not counted or not held_out:
+        return record
+    sides = np.concatenate([scene.partitions.train[one] for one in counted]), np.concatenate(held_out)
+    count = min(scene.config.attacks.rows, *map(len, sides))
+    random = generator(scene.config.seed, "membership", record.round)
+    rows = np.concatenate([np.sort(random.permutation(side)[:count]) for side in sides])
+    chunks = evaluation_chunks(scene.encoded.lengths, rows)
+    answers = in_order(rows, chunks, _answers(scene, one_adapter(state), chunks, runtime))
+    scores = -np.array([answer["loss"] for answer in answers])
+    told = strength(scores[:count], scores[count:])
+    return replace(record, membership_auc=told.auc, membership_found=told.true_positive_rate)
 
 
 def headline(evaluations: Sequence[EvaluationRecord]) -> tuple[float | None, float | None]:

@@ -30,6 +30,22 @@ _SENT = frozenset({"ok", "late"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CutNoise:
+    """What a client does to hidden states before they cross its cut, token by token.
+
+    Each vector is cut to the norm C, and noise of standard deviation z C is added to every entry. That is
+    the local Gaussian mechanism of multiplier z / 2 for one token of one message; a row's tokens and all the
+    steps that send it again compose, and no epsilon is told.
+
+    Attributes:
+        clip_norm: C; ``noise_multiplier`` is z, and 0 cuts alone.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mechanism:
     """What is done to every update.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedray.config.sections import Config
 from fedray.errors import ConfigError
-from fedray.mechanism import Mechanism, Where, most_updates
+from fedray.mechanism import CutNoise, Mechanism, Where, most_updates
 from fedray.policy import Pace, View
 from fedray.policy_loading import LoadedPolicy
 from fedray.record import ClientRecord, RoundRecord
@@ -36,6 +36,14 @@ def mechanism_of(config: Config, policy: LoadedPolicy | SelectedBy, pace: Pace) 
         delta=section.delta,
         sampling="poisson" if sampled else "fixed_size",
     )
+
+
+def cut_noise_of(config: Config) -> CutNoise | None:
+    """What clients do to hidden states at their cuts; None where they leave them as they are."""
+    section = config.privacy
+    if section.cut_clip_norm is None:
+        return None
+    return CutNoise(clip_norm=section.cut_clip_norm, noise_multiplier=section.cut_noise_multiplier)
 
 
 def sampling_rate(mechanism: Mechanism | None, view: View) -> float | None:

@@ -88,7 +88,10 @@ class RoundRecord:
     whose clients train unlike factors. ``sampling_rate`` is the chance of a client to be asked in the round;
     ``epsilon`` what of the privacy of a client has been used up since the first round, at the configuration's
     delta. Both are null without noise. ``attack_success`` is the share of test rows of other classes that are
-    said to be a backdoor's once they have its trigger; null where none is tried.
+    said to be a backdoor's once they have its trigger; null where none is tried. ``membership_auc`` is how
+    well losses tell rows of clients that have trained from rows held out, 0.5 for guessing, and
+    ``membership_found`` the share of the first that are named at one false in a hundred; null where that is
+    not tried.
     """
 
     round: int
@@ -113,6 +116,8 @@ class RoundRecord:
     epsilon: float | None = None
     attack_success: float | None = None
     disagreement: float | None = None
+    membership_auc: float | None = None
+    membership_found: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

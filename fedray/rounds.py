@@ -22,6 +22,7 @@ from fedray.masked import lost_for_want_of_others, with_masks
 from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
 from fedray.policy import Cohort, Pace
+from fedray.privacy import cut_noise_of
 from fedray.progress import Progress, Verdict
 from fedray.runtime.carrier import AuditJob, Done, Order, TrainPack
 from fedray.runtime.split import SplitDone, SplitEvaluation
@@ -37,6 +38,7 @@ from fedray.training.link import as_received, refuse_codecs, sent_down
 from fedray.training.own_side import base_of
 from fedray.training.shapes import site_ranks
 from fedray.training.shares import in_blocks
+from fedray.training.tap import Heard
 from fedray.training.train import form_packs
 
 # Adds an update, a delta of its job, to a round's sum.
@@ -50,8 +52,8 @@ class Runtime(Protocol):
     def carry_out(self, orders: Sequence[Order]) -> Iterator[Done]:
         """One answer per order, in the order given."""
 
-    def train_split(self, split: SplitRound) -> SplitDone:
-        """The clients of a round that have a cut, in step with the server."""
+    def train_split(self, split: SplitRound, heard: Heard | None = None) -> SplitDone:
+        """The clients of a round that have a cut, in step with the server; ``heard`` is told what passes."""
 
     def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
         """Of each chunk of rows, with the middle of the model on the server."""
@@ -195,6 +197,7 @@ def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, k
         observables=scene.policy.observables,
         update_factor=1.0 if scene.poisoning is None else scene.poisoning.factor_of(int(alone.client_ids[0])),
         privacy=scene.privacy if scene.privacy is not None and scene.privacy.where == "local" else None,
+        cut_noise=cut_noise_of(scene.config) if assignment.split else None,
     )
 
 

@@ -8,6 +8,7 @@ from fedray.runtime.carrier import AuditJob, Done, EvaluateRows, Order, TrainPac
 from fedray.runtime.split import SplitDone, SplitEvaluation
 from fedray.server.lockstep import SplitRound
 from fedray.training.evaluate import Outputs
+from fedray.training.tap import Heard
 
 Doing = Literal["audits", "training", "evaluation"]
 # Round, what is being done, how many are done, of how many: clients, but rows in an evaluation.
@@ -32,11 +33,11 @@ class WatchedRuntime:
             self._watch(self._round, doing, done, total)
             yield answer
 
-    def train_split(self, split: SplitRound) -> SplitDone:
+    def train_split(self, split: SplitRound, heard: Heard | None = None) -> SplitDone:
         """A round under a cut: told before and after, since all its packs step together."""
         total = sum(len(jobs) for jobs in split.packs.values())
         self._watch(self._round, "training", 0, total)
-        done = self._runtime.train_split(split)
+        done = self._runtime.train_split(split, heard)
         self._watch(self._round, "training", total, total)
         return done
 

@@ -37,6 +37,8 @@ NO_EFFECT = [
     ({"training": {"perturbation_scale": 0.01}}, "training.perturbation_scale"),
     ({"server": {"num_shards": 2}}, "server.num_shards"),
     ({"leakage": {"measure": True}}, "leakage.measure"),
+    ({"privacy": {"cut_clip_norm": 1.0}}, "privacy.cut_clip_norm"),
+    ({"attacks": {"rows": 64}}, "attacks.rows"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
     ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),
@@ -122,6 +124,14 @@ def test_every_key_that_a_rule_names_exists():
         (
             {"privacy": {"where": "central", "clip_norm": 1.0}, "aggregation": {"clip_norm": 2.0}},
             "aggregation.clip_norm and privacy.clip_norm both cut updates, and epsilon is of the second",
+        ),
+        (
+            {"privacy": {"cut_noise_multiplier": 0.5}, "menu": {"cuts": [1]}},
+            "privacy.cut_noise_multiplier = 0.5 is in units of the norm that hidden states are cut to; give",
+        ),
+        (
+            {"attacks": {"membership": True}, "data": {"test_share": 0.0}},
+            "attacks.membership tells rows that were trained on from others, and nothing is held out",
         ),
         (
             {"secure_aggregation": {"masks": "pairwise"}, "menu": {"cuts": [1]}},

@@ -75,6 +75,10 @@ def test_the_leakage_of_cuts_has_a_row_that_must_succeed_and_one_that_must_not(r
     (plain, _), (drowned, _) = (example.WAYS[name] for name in ("as they are", "drowned: noise 1000"))
     assert (plain.codec, plain.noise) == ("none", 0.0)
     assert drowned.noise == 1000.0
+    # Of updates: one row at a rank with room for its tokens, and factors whose B has not moved.
+    assert 1 in example.BATCHES
+    assert max(example.RANKS) >= 48
+    assert example.STEPS[example.FRESH] == example.STEPS["sgd"]
 
 
 def test_the_shootout_compares_eight_policies_of_every_kind_beside_the_baselines(repository: Path) -> None:

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 import shutil
 
@@ -273,7 +274,7 @@ def test_a_page_that_cannot_be_written_leaves_the_one_of_before(finished, tmp_pa
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "report.html").write_text("the one of before")
     # A folder stands where the page is first written, so that opening it fails as a full disk would.
-    (tmp_path / "run" / "report.html.part").mkdir()
+    (tmp_path / "run" / f"report.html.{os.getpid()}.part").mkdir()
     with pytest.raises(ConfigError, match=r"report\.html cannot be written"):
         write_report(tmp_path / "run")
     assert (tmp_path / "run" / "report.html").read_text() == "the one of before"

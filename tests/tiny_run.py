@@ -1,7 +1,7 @@
 """Whole runs in seconds: tiny random models with a tokenizer, made-up rows, four unlike devices."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from fedray.holdings import Holdings
 from fedray.progress import Progress
 from fedray.rounds import Runtime
 from fedray.scene import Scene, furnish, set_scene
+from fedray.tapped import TappedRuntime
 from fedray.training.shapes import initial_adapter
+from fedray.training.tap import Tap
 
 WORDS = 44
 SIZES = {
@@ -143,9 +145,10 @@ def opened(config: Mapping[str, Any]) -> tuple[Scene, Progress, Runtime]:
     return scene, progress, open_runtime(scene, blueprint, stock, model)
 
 
-def played(config: Mapping[str, Any]) -> Progress:
+def played(config: Mapping[str, Any], taps: Sequence[Tap] = ()) -> Progress:
     """All rounds of a run, without what it would leave on disk: half of a tiny run's time is its report."""
-    scene, progress, runtime = opened(config)
+    scene, progress, opened_runtime = opened(config)
+    runtime: Runtime = TappedRuntime(opened_runtime, taps) if taps else opened_runtime
     try:
         for number in range(1, scene.config.rounds.num_rounds + 1):
             play_round(scene, progress, runtime, number)

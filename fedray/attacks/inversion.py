@@ -9,7 +9,6 @@ commonest words.
 Letters of shapes: X real tokens, D hidden width, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedray.attacks.depths import by_depth
 from fedray.errors import ConfigError
+from fedray.mechanism import CutNoise
 from fedray.model.anatomy import Anatomy
-from fedray.model.attention import use_attention
 from fedray.model.codecs import decode, encode
 from fedray.seeds import derive_seed
+from fedray.training.boundary import protected
 from fedray.training.data import Encoded, Rows
 
 # Tokens looked up at once: a table of these by the vocabulary is what the attack holds at most.
 _LOOKED_UP = 512
-_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +36,13 @@ class Sent:
     Attributes:
         codec: that they are coded with (`fedray.model.codecs`).
         noise: standard deviation of Gaussian noise on them, in that of the states themselves.
-        seed: of both.
+        protection: what clients do to them before that, as a run's configuration has it.
+        seed: of all.
     """
 
     codec: str = "none"
     noise: float = 0.0
+    protection: CutNoise | None = None
     seed: int = 0
 
 
@@ -57,33 +59,29 @@ def token_recovery(
         sent: how these are sent; as they are if absent.
 
     Raises:
-        ConfigError: for a model of images, or too few rows.
+        ConfigError: for a model of images, or no rows on one side.
     """
     if anatomy.family.words is None:
         raise ConfigError(
             f"Token recovery is of words, and no words go into this {anatomy.model.config.model_type} model."
         )
-    if not len(known) or not len(private):
-        raise ConfigError(
-            f"An attack needs rows to learn from and rows to find: {len(known)}, {len(private)}."
-        )
     words = anatomy.backbone.get_submodule(anatomy.family.words).get_parameter("weight").detach().float()
-    theirs, own = _by_depth(anatomy, pool, known), _by_depth(anatomy, pool, private)
+    theirs, own = by_depth(anatomy, pool, known), by_depth(anatomy, pool, private)
     way = sent or Sent()
     found = {}
     for cut in range(anatomy.num_blocks + 1):
-        decoder = fitted(as_sent(theirs.states[cut], way, cut), words[theirs.tokens])
+        decoder = fitted(as_sent(theirs.states[cut], way, cut), words[theirs.inputs])
         guessed = guesses(as_sent(own.states[cut], way, cut), decoder, words)
-        found[cut] = float((guessed == own.tokens).float().mean())
+        found[cut] = float((guessed == own.inputs).float().mean())
     return found
 
 
 def fitted(states: Tensor, wanted: Tensor, ridge: float = 1e-3) -> Tensor:
-    """The linear decoder, [D + 1, D], of least squares with a ridge relative to the states' size.
+    """The linear decoder, [D + 1, P], of least squares with a ridge relative to the states' size.
 
     Args:
         states: [X, D].
-        wanted: word embeddings, [X, D].
+        wanted: what it is to give, such as word embeddings, [X, P].
         ridge: times the mean diagonal of the normal equations.
     """
     x = _with_one(states.double())
@@ -95,15 +93,21 @@ def fitted(states: Tensor, wanted: Tensor, ridge: float = 1e-3) -> Tensor:
 
 def guesses(states: Tensor, decoder: Tensor, words: Tensor) -> Tensor:
     """The word whose embedding points nearest to what is decoded, [X]."""
-    decoded = normalize((_with_one(states.double()) @ decoder).float(), dim=1)
+    decoded = normalize(decoded_by(states, decoder), dim=1)
     directions = normalize(words, dim=1)
     parts = [(part @ directions.T).argmax(1) for part in decoded.split(_LOOKED_UP)]
     return torch.cat(parts)
 
 
+def decoded_by(states: Tensor, decoder: Tensor) -> Tensor:
+    """What a decoder makes of hidden states [X, D]; float32."""
+    return (_with_one(states.double()) @ decoder).float()
+
+
 def as_sent(states: Tensor, sent: Sent, cut: int) -> Tensor:
-    """Hidden states [X, D] as they arrive: coded, and with noise."""
+    """Hidden states [X, D] as they arrive: protected, with noise, and coded."""
     seed = derive_seed(sent.seed, "attacked cut", cut)
+    states = protected(states, sent.protection, seed)
     if sent.noise:
         random = torch.Generator().manual_seed(derive_seed(sent.seed, "noise on a cut", cut))
         states = states + sent.noise * states.std() * torch.randn(states.shape, generator=random)
@@ -112,34 +116,6 @@ def as_sent(states: Tensor, sent: Sent, cut: int) -> Tensor:
 
 def _with_one(states: Tensor) -> Tensor:
     return torch.cat([states, states.new_ones(len(states), 1)], dim=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ByDepth:
-    states: Mapping[int, Tensor]  # by cut, [X, D]
-    tokens: Tensor  # [X]
-
-
-@torch.no_grad()
-def _by_depth(anatomy: Anatomy, pool: Encoded, rows: Rows) -> _ByDepth:
-    states: dict[int, list[Tensor]] = {cut: [] for cut in range(anatomy.num_blocks + 1)}
-    tokens = []
-    for some in _batches(rows):
-        batch = pool.batch(some, int(pool.lengths[some].max()))
-        real = batch["attention_mask"].bool()
-        use_attention(anatomy.model, "memory_efficient")
-        flow = anatomy.stem(batch["input_ids"], batch["attention_mask"])
-        hidden = flow.hidden
-        states[0].append(hidden[real].float())
-        for block in range(anatomy.num_blocks):
-            hidden = anatomy.block(block, hidden, flow.context)
-            states[block + 1].append(hidden[real].float())
-        tokens.append(batch["input_ids"][real])
-    return _ByDepth(states={cut: torch.cat(parts) for cut, parts in states.items()}, tokens=torch.cat(tokens))
-
-
-def _batches(rows: Rows) -> Sequence[Rows]:
-    return [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
 
 
 def commonest(pool: Encoded, known: Rows, private: Rows) -> float:

@@ -49,7 +49,7 @@ def by_loss(workshop: Workshop, adapter: Adapter, members: Rows, others: Rows) -
     Raises:
         ConfigError: for no rows on one side.
     """
-    return strength(-_losses(workshop, adapter, members), -_losses(workshop, adapter, others))
+    return strength(-losses_of(workshop, adapter, members), -losses_of(workshop, adapter, others))
 
 
 def strength(members: Floats, others: Floats, false_positive_rate: float = 0.01) -> Membership:
@@ -78,7 +78,8 @@ def strength(members: Floats, others: Floats, false_positive_rate: float = 0.01)
     )
 
 
-def _losses(workshop: Workshop, adapter: Adapter, rows: Rows) -> Floats:
+def losses_of(workshop: Workshop, adapter: Adapter, rows: Rows) -> Floats:
+    """Of each row under an adapter, [rows]; empty for no rows."""
     if not len(rows):
         return np.zeros(0)
     chunks: Sequence[Rows] = evaluation_chunks(workshop.pool.lengths, rows)

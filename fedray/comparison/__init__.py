@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedray.checkpoint import replaced
 from fedray.comparison.contest import Difference, Finished, Row, difference, rows_of, table_of, targets_of
 from fedray.comparison.entrants import (
     BESIDE,
@@ -26,6 +25,7 @@ from fedray.comparison.tuning import Tried, chosen_of, trials_to_tune, tried_of,
 from fedray.comparison.yardsticks import can_stand
 from fedray.config import Config
 from fedray.errors import ConfigError
+from fedray.whole_file import replaced
 
 __all__ = ["BESIDE", "Asked", "Comparison", "Difference", "Row", "Shown", "Tried", "compare", "difference"]
 

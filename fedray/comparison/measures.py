@@ -101,7 +101,18 @@ def measures_of(
     if run.rounds[-1].attack_success is not None:
         value = run.rounds[-1].attack_success
         found.append(Measure(name="attack success", group="", unit="share", value=value))
-    return found + _waste(run) + _of_memory(run) + _of_clients(run, clients)
+    return found + _membership(run) + _waste(run) + _of_memory(run) + _of_clients(run, clients)
+
+
+def _membership(run: Run) -> list[Measure]:
+    """What the last model's losses tell of its rows, where a run tried."""
+    last = run.rounds[-1]
+    told = {"membership AUC": last.membership_auc, "members found": last.membership_found}
+    return [
+        Measure(name=name, group="", unit="share", value=value)
+        for name, value in told.items()
+        if value is not None
+    ]
 
 
 def _waste(run: Run) -> list[Measure]:

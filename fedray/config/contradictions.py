@@ -167,6 +167,26 @@ def _privacy(config: Config) -> str | None:
     return None
 
 
+def _cut_noise(config: Config) -> str | None:
+    privacy = config.privacy
+    if not privacy.cut_noise_multiplier or privacy.cut_clip_norm is not None:
+        return None
+    return (
+        f"privacy.cut_noise_multiplier = {privacy.cut_noise_multiplier:g} is in units of the norm that "
+        "hidden states are cut to; give privacy.cut_clip_norm."
+    )
+
+
+def _membership(config: Config) -> str | None:
+    data = config.data
+    if not config.attacks.membership or data.test_share or data.validation_share or data.unseen_clients:
+        return None
+    return (
+        "attacks.membership tells rows that were trained on from others, and nothing is held out; give "
+        "data.test_share, data.validation_share or data.unseen_clients."
+    )
+
+
 def _masks(config: Config) -> str | None:
     if config.secure_aggregation.masks == "none":
         return None
@@ -204,6 +224,8 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _whole_models,
     _server_link,
     _privacy,
+    _cut_noise,
+    _membership,
     _masks,
     _seeds,
 )

@@ -114,6 +114,16 @@ IDLE = (
         because="without menu.cuts, where no hidden states leave a client; drop it or give cuts",
     ),
     Idle(
+        keys=("privacy.cut_clip_norm", "privacy.cut_noise_multiplier"),
+        when=lambda c: not c.menu.cuts,
+        because="without menu.cuts, where no hidden states leave a client; drop it or give cuts",
+    ),
+    Idle(
+        keys=("attacks.rows",),
+        when=lambda c: not c.attacks.membership,
+        because="without attacks.membership; drop it or set membership: true",
+    ),
+    Idle(
         keys=("menu.widths",),
         when=lambda c: c.menu.tunings == ("lora",) and not c.menu.head_only,
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",

@@ -24,6 +24,16 @@ class PrivacySection(Section):
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
         1e-5, description="At which epsilon is told; well below one over the number of clients."
     )
+    cut_clip_norm: Positive | None = Field(
+        None,
+        description="Under a cut: each token's hidden state is cut to this norm before it goes up; not cut "
+        "if absent.",
+    )
+    cut_noise_multiplier: NotNegative = Field(
+        0.0,
+        description="Standard deviation of the noise on these hidden states over cut_clip_norm; gradients "
+        "that cross are left as they are.",
+    )
 
 
 class LeakageSection(Section):
@@ -34,6 +44,19 @@ class LeakageSection(Section):
     )
     rows: Annotated[int, Field(ge=2)] = Field(
         256, description="Rows drawn for it, half of them the attacker's own."
+    )
+
+
+class AttacksSection(Section):
+    """Attacks that a run tries on itself whenever it evaluates, to tell what its model gives away."""
+
+    membership: bool = Field(
+        False,
+        description="Tell from the global model's losses which rows were trained on: AUC, and members named "
+        "at one false in a hundred.",
+    )
+    rows: Annotated[int, Field(ge=2)] = Field(
+        256, description="Drawn for it at most of those trained on, and of those held out as many."
     )
 
 

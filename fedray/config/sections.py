@@ -13,6 +13,7 @@ from fedray.config.kinds import Count, NameAlone, Named, OneOrMany, Section
 from fedray.config.place_sections import AuditSection, PacksSection, RaySection, ServerSection
 from fedray.config.privacy_sections import (
     Attackers,
+    AttacksSection,
     LeakageSection,
     NoAttackers,
     PrivacySection,
@@ -67,6 +68,9 @@ class Config(Section):
     )
     leakage: LeakageSection = Field(
         default_factory=LeakageSection, description="Whether policies know what cuts give away."
+    )
+    attacks: AttacksSection = Field(
+        default_factory=AttacksSection, description="What is tried on the model to see what it gives away."
     )
     attackers: Annotated[Attackers, Field(discriminator="name"), NameAlone] = Field(
         default_factory=NoAttackers, description="Which clients attack the model, and how."

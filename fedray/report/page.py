@@ -1,6 +1,5 @@
 """The page: a run's folder in, ``report.html`` beside its records out."""
 
-from contextlib import suppress
 from pathlib import Path
 
 from fedray.errors import ConfigError
@@ -13,6 +12,7 @@ from fedray.report.reading import Run, read_run
 from fedray.report.sections import configuration, headline, outcomes, participation, progress
 from fedray.report.tallies import device_classes, given, has_cuts, spent
 from fedray.report.timeline import held_back, timeline
+from fedray.whole_file import replaced
 
 
 def write_report(out: Path) -> Path:
@@ -23,14 +23,11 @@ def write_report(out: Path) -> Path:
     """
     text = page(read_run(out))
     path = out / "report.html"
-    # Written beside and renamed, so that a full disk leaves the report of before and never half a page.
-    partial = path.with_suffix(".html.part")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        # A full disk leaves the report of before and never half a page.
+        with replaced(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise ConfigError(
             f"{path} cannot be written ({error.strerror}); make room or give another folder."
         ) from error

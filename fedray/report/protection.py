@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedray.record import RoundRecord
 from fedray.report.markup import Cell, Section, folded, html_table, paragraph
 from fedray.report.reading import Run
 from fedray.units import show_bytes
@@ -16,12 +17,17 @@ _WHERE = {
 
 def is_protected(run: Run) -> bool:
     """Whether there is anything to say."""
-    return is_private(run) or _is_masked(run) or _is_attacked(run)
+    is_protected_here = is_private(run) or _is_noised_at_cuts(run) or _is_masked(run)
+    return is_protected_here or _is_attacked(run) or bool(_told(run))
 
 
 def is_private(run: Run) -> bool:
     """Whether updates are cut, and mostly noised."""
     return bool(_section(run, "privacy").get("where"))
+
+
+def _is_noised_at_cuts(run: Run) -> bool:
+    return _section(run, "privacy").get("cut_clip_norm") is not None
 
 
 def _is_attacked(run: Run) -> bool:
@@ -44,9 +50,21 @@ def epsilon_tile(run: Run) -> tuple[str, str, str]:
 def protection(run: Run) -> Section:
     """What is done to updates, and what it came to."""
     body = _privacy(run) if is_private(run) else ""
+    body += _at_cuts(run) if _is_noised_at_cuts(run) else ""
     body += _masks(run) if _is_masked(run) else ""
     body += _attackers(run) if _is_attacked(run) else ""
-    return Section(anchor="protection", title="Protection and attackers", body=body)
+    body += _membership(run) if _told(run) else ""
+    return Section(anchor="protection", title="Protection and attacks", body=body)
+
+
+def _at_cuts(run: Run) -> str:
+    section = _section(run, "privacy")
+    norm, noise = section["cut_clip_norm"], section.get("cut_noise_multiplier", 0)
+    return paragraph(
+        f"Before a token's hidden state crosses a cut it is cut to a norm of {norm:g}, and noise of "
+        f"{noise:g} times that lies on every entry. No epsilon is told of it: tokens, steps and rounds "
+        "compose, and gradients that cross are as they are."
+    )
 
 
 def _attackers(run: Run) -> str:
@@ -67,6 +85,22 @@ def _attackers(run: Run) -> str:
             "classes were said to be the attackers' class once they had the trigger."
         )
     return body
+
+
+def _told(run: Run) -> list[RoundRecord]:
+    return [record for record in run.rounds if record.membership_auc is not None]
+
+
+def _membership(run: Run) -> str:
+    told = _told(run)
+    last = told[-1]
+    rows: list[list[Cell]] = [[str(r.round), r.membership_auc, r.membership_found] for r in told]
+    return paragraph(
+        "Who knows the model and a row's label can guess from its loss whether its client trained on it. "
+        f"After round {last.round} the area under the curve is {last.membership_auc:.3f} (0.5 is guessing), "
+        f"and {100 * (last.membership_found or 0):.0f} % of such rows are named where one in a hundred "
+        "others is. Stronger attacks find more (fedray.attacks.shadows)."
+    ) + folded(f"Every evaluation ({len(told)})", html_table(("Round", "AUC", "Named at 1 % false"), rows))
 
 
 def _masks(run: Run) -> str:

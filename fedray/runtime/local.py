@@ -8,6 +8,7 @@ from fedray.runtime.split import ServerSetting, SplitDone, SplitEvaluation, trai
 from fedray.server.lockstep import SplitRound
 from fedray.server.passing import PassingHere
 from fedray.training.evaluate import Outputs, evaluate_rows
+from fedray.training.tap import Heard
 from fedray.training.workshop import Blueprint, Stock
 
 
@@ -26,10 +27,10 @@ class LocalRuntime:
         for order in orders:
             yield Done(answer=self._carrier.carry_out(order), attempts=1)
 
-    def train_split(self, split: SplitRound) -> SplitDone:
+    def train_split(self, split: SplitRound, heard: Heard | None = None) -> SplitDone:
         """A round under a cut, here."""
         assert self._server is not None, "a run with cuts has a server"
-        return train_in_process(self._carrier.workshop, split, self._server)
+        return train_in_process(self._carrier.workshop, split, self._server, heard)
 
     def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
         """Both sides here."""

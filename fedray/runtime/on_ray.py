@@ -34,6 +34,7 @@ from fedray.runtime.split import SplitDone, SplitEvaluation
 from fedray.server.lockstep import SplitRound
 from fedray.training.base_delta import BaseDelta
 from fedray.training.evaluate import Outputs
+from fedray.training.tap import Heard
 from fedray.training.workshop import Blueprint, Stock, open_workshop
 
 # An actor imports torch and transformers, about 5 s on a free core; a crowded node takes far longer.
@@ -169,12 +170,11 @@ class RayRuntime:
                     finished[position] = done
             yield finished.pop(wanted)
 
-    def train_split(self, split: SplitRound) -> SplitDone:
+    def train_split(self, split: SplitRound, heard: Heard | None = None) -> SplitDone:
         """A round under a cut; see `RaySplit.train`."""
         assert self._split is not None, "a run with cuts has a server"
-        return self._split.train(
-            split, self._own_team(split) if self._cluster.own_actor else self._team(split)
-        )
+        team = self._own_team(split) if self._cluster.own_actor else self._team(split)
+        return self._split.train(split, team, heard)
 
     def evaluate_split(self, evaluation: SplitEvaluation) -> Iterator[Outputs]:
         """The clients' side in this process, the rest on the shards; see `RaySplit.evaluate`."""

@@ -16,6 +16,7 @@ from fedray.server.lockstep import SplitRound, run_lockstep, updates_of
 from fedray.server.shard_blueprint import ShardBlueprint
 from fedray.training.data import Rows
 from fedray.training.evaluate import Outputs, evaluate_rows
+from fedray.training.tap import Heard
 from fedray.training.train import Workshop
 
 MAX_ATTEMPTS = 3
@@ -58,7 +59,7 @@ class RaySplit:
         self._here: Workshop | None = None
         self._server: WholeServer | ZeroServer | None = None
 
-    def train(self, split: SplitRound, team: Team) -> SplitDone:
+    def train(self, split: SplitRound, team: Team, heard: Heard | None = None) -> SplitDone:
         """A round, begun again if a process dies over it. Raises RuntimeFailure: it was lost three times."""
         setting, lost = self._plan.setting, ""
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -67,7 +68,7 @@ class RaySplit:
                 server = self._opened()
                 server.open(split)
                 clients.open()
-                traffic = run_lockstep(clients, server, setting.order, shared=setting.shared)
+                traffic = run_lockstep(clients, server, setting.order, shared=setting.shared, heard=heard)
                 return done(dict(updates_of(split.packs, clients, server)), traffic, attempt)
             except (ServerLost, ClientsLost) as error:
                 # Shards that lost step cannot go on, and what clients had is of no use without them.

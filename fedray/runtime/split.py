@@ -15,6 +15,7 @@ from fedray.training.data import Rows
 from fedray.training.evaluate import Elsewhere
 from fedray.training.job import Update
 from fedray.training.parted import Middle
+from fedray.training.tap import Heard
 from fedray.training.train import Workshop
 
 
@@ -94,7 +95,9 @@ def done(updates: Mapping[int, Sequence[Update]], traffic: Traffic, attempts: in
     )
 
 
-def train_in_process(workshop: Workshop, split: SplitRound, server: ServerSetting) -> SplitDone:
+def train_in_process(
+    workshop: Workshop, split: SplitRound, server: ServerSetting, heard: Heard | None = None
+) -> SplitDone:
     """Clients and server in this process: it defines what is correct."""
     clients = PackHalves(
         workshop,
@@ -110,6 +113,6 @@ def train_in_process(workshop: Workshop, split: SplitRound, server: ServerSettin
         attention=server.attention,
         recompute=server.recompute,
     )
-    traffic = run_lockstep(clients, above, server.order, shared=server.shared)
+    traffic = run_lockstep(clients, above, server.order, shared=server.shared, heard=heard)
     updates = dict(updates_of(split.packs, clients, above))
     return done(updates, traffic, 1)

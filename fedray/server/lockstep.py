@@ -18,6 +18,7 @@ from fedray.training.client_half import BelowTheCut
 from fedray.training.job import Job, Update
 from fedray.training.link import SentUp, arrived
 from fedray.training.shares import joined
+from fedray.training.tap import Heard, Passing
 from fedray.training.train import observed, update_of
 
 Order = Literal["sweep", "queue"]
@@ -77,19 +78,19 @@ class Server(Protocol):
 class Traffic:
     """Bytes and messages that crossed the cut, by client."""
 
-    def __init__(self) -> None:
-        """Nothing yet."""
+    def __init__(self, heard: Heard | None = None) -> None:
+        """Nothing yet. Args: heard: told of all that passes."""
         self.up_bytes: dict[int, int] = {}
         self.down_bytes: dict[int, int] = {}
         self.num_messages: dict[int, int] = {}
+        self.step = 0  # the one under way
+        self._heard = heard
 
-    def up(self, messages: PackMessages) -> None:
-        """These went up."""
-        self._add(self.up_bytes, messages)
-
-    def down(self, messages: PackMessages) -> None:
-        """These went down."""
-        self._add(self.down_bytes, messages)
+    def passed(self, what: Passing, messages: PackMessages) -> None:
+        """These went up or down."""
+        self._add(self.up_bytes if what.endswith("up") else self.down_bytes, messages)
+        if self._heard is not None and messages:
+            self._heard(self.step, what, messages)
 
     def norms_up(self, squares: Mapping[int, float]) -> None:
         """These went up with the next message, or with the update."""
@@ -104,14 +105,17 @@ class Traffic:
                     self.num_messages[client] = self.num_messages.get(client, 0) + 1
 
 
-def run_lockstep(clients: Clients, server: Server, order: Order, *, shared: bool) -> Traffic:
-    """Every step of a round, until the last pack is done."""
-    traffic = Traffic()
+def run_lockstep(
+    clients: Clients, server: Server, order: Order, *, shared: bool, heard: Heard | None = None
+) -> Traffic:
+    """Every step of a round, until the last pack is done; ``heard`` is told of every message."""
+    traffic = Traffic(heard)
     for number in itertools.count():
+        traffic.step = number
         up = clients.ascend(number)
         if not up:
             return traffic
-        traffic.up(up)
+        traffic.passed("states_up", up)
         groups = [list(up)] if order == "sweep" else [[place] for place in up]
         for group in groups:
             _step({place: up[place] for place in group}, clients, server, traffic, shared=shared)
@@ -120,11 +124,11 @@ def run_lockstep(clients: Clients, server: Server, order: Order, *, shared: bool
 
 def _step(up: PackMessages, clients: Clients, server: Server, traffic: Traffic, *, shared: bool) -> None:
     exits = server.forward(up)
-    traffic.down(exits)
+    traffic.passed("states_down", exits)
     turned = clients.turn(exits) if exits else {}
-    traffic.up(turned)
+    traffic.passed("gradient_up", turned)
     down, gradients = server.backward(turned)
-    traffic.down(down)
+    traffic.passed("gradient_down", down)
     squares = clients.descend({place: down.get(place, {}) for place in up})
     traffic.norms_up(squares)
     server.settle(squares)

@@ -34,6 +34,11 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
             f"server.aggregation_interval: {scene.aggregation_interval} sends clients what they did not keep "
             "of their training, and a simulation trains nothing; set it to 1, or use fedray run."
         )
+    if config.attacks.membership:
+        raise ConfigError(
+            "attacks.membership looks into what was learnt, and a simulation trains nothing; drop it, or use "
+            "fedray run."
+        )
     if scene.poisoning is not None:
         raise ConfigError(
             f"attackers: {scene.poisoning.name} are after what is learnt, and a simulation trains nothing; "

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fedray.errors import DataError, TrainingError
+from fedray.mechanism import CutNoise
 from fedray.model.codecs import Coded, coded_bytes, decode, encode
+from fedray.seeds import derive_seed
 from fedray.training.data import PADDING
 from fedray.training.task import Batch, Task
 
@@ -87,9 +89,24 @@ def padded_tokens(tokens: Tensor, lengths: Tensor, shape: tuple[int, int], fill:
     return out
 
 
-def coded_states(padded: Tensor, lengths: Tensor, codec: str, seed: int) -> Coded:
-    """The real tokens of rows [R, T, D] as they cross."""
-    return encode(real_tokens(padded.detach(), lengths), codec, seed)
+def coded_states(
+    padded: Tensor, lengths: Tensor, codec: str, seed: int, noise: CutNoise | None = None
+) -> Coded:
+    """The real tokens of rows [R, T, D] as they cross: first protected, then coded."""
+    return encode(protected(real_tokens(padded.detach(), lengths), noise, seed), codec, seed)
+
+
+def protected(states: Tensor, noise: CutNoise | None, seed: int) -> Tensor:
+    """Tokens' hidden states [X, D] within a norm and with noise, in their own dtype; as they are without."""
+    if noise is None or states.device.type == "meta":
+        return states
+    norms = states.double().norm(dim=1, keepdim=True)
+    cut = torch.where(norms > noise.clip_norm, states.double() * (noise.clip_norm / norms), states.double())
+    if noise.noise_multiplier:
+        random = torch.Generator().manual_seed(derive_seed(seed, "noise on hidden states"))
+        drawn = torch.randn(states.shape, generator=random, dtype=torch.float64)
+        cut = cut + noise.clip_norm * noise.noise_multiplier * drawn.to(states.device)
+    return cut.to(states.dtype)
 
 
 def rows_of_states(coded: Coded, lengths: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.adapter import Adapter, auxiliary, difference, is_finite
+from fedray.mechanism import CutNoise
 from fedray.model.codecs import Coded
 from fedray.model.sites import swapped
 from fedray.seeds import derive_seed
@@ -209,7 +210,7 @@ class ClientHalf:
         lengths = self._lengths[at]
         read = {name: self._batch[name][at] for name in self._targets}
         return Message(
-            states=self._coded(hidden[at], place, "up"),
+            states=self._coded(hidden[at], place, "up", self._jobs[self._members[place]].cut_noise),
             lengths=lengths,
             token_targets={n: in_32_bits(real_tokens(t, lengths)) for n, t in read.items() if t.dim() > 1},
             row_targets={n: in_32_bits(t) for n, t in read.items() if t.dim() == 1},
@@ -226,10 +227,11 @@ class ClientHalf:
             parts.append(rows_of_states(states, self._lengths[self._rows_at(place)], shape))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _coded(self, padded: Tensor, place: int, way: str) -> Coded:
+    def _coded(self, padded: Tensor, place: int, way: str, noise: CutNoise | None = None) -> Coded:
         job = self._jobs[self._members[place]]
         seed = derive_seed(job.seed, f"codec {way}", job.round, job.client_id, job.dispatch, self._number)
-        return coded_states(padded, self._lengths[self._rows_at(place)], self._assignment.cut_codec, seed)
+        lengths = self._lengths[self._rows_at(place)]
+        return coded_states(padded, lengths, self._assignment.cut_codec, seed, noise)
 
     def _client(self, place: int) -> int:
         return self._jobs[self._members[place]].client_id

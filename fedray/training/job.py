@@ -8,7 +8,7 @@ from torch import Tensor
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment, Attention
 from fedray.masking import Masking
-from fedray.mechanism import Mechanism
+from fedray.mechanism import CutNoise, Mechanism
 from fedray.observable import Observable
 
 # What a client keeps between rounds and never sends, by name: who adds to it starts its names with one of its
@@ -37,6 +37,7 @@ class Job:
         masking: what it hides its update with.
         update_factor: what it multiplies its update by before it is sent: 1, but for attackers.
         privacy: what it does itself to its update before it sends it (local privacy).
+        cut_noise: what it does to hidden states before they cross its cut.
     """
 
     round: int
@@ -56,6 +57,7 @@ class Job:
     learning_rate_scale: float = 1.0
     observables: tuple[Observable, ...] = ()
     privacy: Mechanism | None = None
+    cut_noise: CutNoise | None = None
     masking: Masking | None = None
     weight: float = 1.0
     update_factor: float = 1.0

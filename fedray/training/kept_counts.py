@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import transformers
 from fedray import model, training
 from fedray.model.counter import Terms
 from fedray.model.trace import StepCounts
+from fedray.whole_file import kept
 
 # What a trace runs through: a change in any of these files makes a footprint another one.
 _TRACED = (Path(model.__file__).parent, Path(training.__file__).parent)
@@ -35,18 +34,10 @@ class KeptCounts:
         return _from_json(path.read_text()) if path is not None and path.exists() else None
 
     def keep(self, key: str, counts: StepCounts) -> None:
-        """Written beside and renamed, so that a reader never sees half a file; a full disk keeps nothing."""
+        """A reader never sees half a file; a full disk keeps nothing."""
         path = self._path(key)
-        if path is None:
-            return
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(_to_json(counts))
-            partial.replace(path)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        if path is not None:
+            kept(path, _to_json(counts))
 
     def _path(self, key: str) -> Path | None:
         name = hashlib.sha256(f"{self._content}{key}".encode()).hexdigest()
@@ -72,13 +63,13 @@ def _to_json(counts: StepCounts) -> str:
 
 
 def _from_json(text: str) -> StepCounts:
-    kept = json.loads(text)
-    phases: dict[tuple[str, int], Terms] = {(name, index): terms for name, index, terms in kept["phases"]}
-    ops: Counter[tuple[int, int]] = Counter({(flops, moved): times for flops, moved, times in kept["ops"]})
+    found = json.loads(text)
+    phases: dict[tuple[str, int], Terms] = {(name, index): terms for name, index, terms in found["phases"]}
+    ops: Counter[tuple[int, int]] = Counter({(flops, moved): times for flops, moved, times in found["ops"]})
     return StepCounts(
         phases=phases,
         ops=ops,
-        forward_flops=kept["forward_flops"],
-        backward_flops=kept["backward_flops"],
-        turn_flops=kept["turn_flops"],
+        forward_flops=found["forward_flops"],
+        backward_flops=found["backward_flops"],
+        turn_flops=found["turn_flops"],
     )

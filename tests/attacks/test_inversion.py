@@ -74,7 +74,7 @@ def test_images_and_empty_rows_are_refused():
     with pytest.raises(ConfigError, match="no words go into this vit model"):
         token_recovery(anatomy, pool, KNOWN, PRIVATE)
     anatomy, pool = shop("bert")
-    with pytest.raises(ConfigError, match="rows to learn from and rows to find: 40, 0"):
+    with pytest.raises(ConfigError, match="rows to learn from and rows to find, and one of them has none"):
         token_recovery(anatomy, pool, KNOWN, PRIVATE[:0])
 
 

@@ -19,6 +19,7 @@ from fedray.scene import furnish
 from fedray.server.lockstep import run_lockstep, updates_of
 from fedray.serving import shard_blueprint
 from fedray.training.client_half import PackHalves
+from fedray.training.tap import Tap
 from fedray.training.train import train_pack
 from shop import BLOCKS, assign, build, job
 from split_shop import SGD, in_process, targets_of
@@ -248,14 +249,28 @@ def test_a_loss_at_the_cut_steps_the_bottom_as_a_shallow_model_alone_would(cuts)
         assert torch.allclose(update.delta.head[f"at_2.{name}"], tensor, rtol=1e-3, atol=1e-6)
 
 
+class Counted(Tap):
+    """Of every message who sent or received it when, and how much it weighed."""
+
+    def __init__(self):
+        self.messages = []
+
+    def crossed(self, job, crossing):
+        self.messages.append((job.client_id, crossing.step, crossing.passing, crossing.message.num_bytes))
+
+
 @pytest.mark.parametrize("server", [{"aggregation_interval": 2}, {"mode": "shared"}])
 @pytest.mark.ray
 def test_actors_with_a_server_in_one_process_compute_what_this_process_does(cuts, address, server):
     # What a client still owes of its updates goes with its job and comes back, and so does its own side.
     codecs = {"up_codecs": ["top10"], "down_codecs": ["int8"]}
     config = merged(cuts, {"server": server, "menu": codecs})
-    here = played(config)
-    there = played(merged(config, {"runtime": "on_ray", "ray": {"address": address, "num_actors": 2}}))
+    here_heard, there_heard = Counted(), Counted()
+    here = played(config, [here_heard])
+    on_ray = merged(config, {"runtime": "on_ray", "ray": {"address": address, "num_actors": 2}})
+    there = played(on_ray, [there_heard])
+    assert here_heard.messages == there_heard.messages
+    assert len(here_heard.messages) > 10
     assert_same_adapter(here.state.adapter, there.state.adapter)
     assert here.client_states.keys() == there.client_states.keys()
     for client, owed in here.client_states.items():
