@@ -109,6 +109,11 @@ class TrainingSection(Section):
     exit_ramp_rounds: Count | None = Field(
         None, description="DepthFL: rounds over which that weight rises to its whole; 300 if absent."
     )
+    control_variates: bool = Field(
+        False,
+        description="SCAFFOLD: gradients are corrected by what the server and a client know of each other; "
+        "needs plain sgd.",
+    )
     perturbation_scale: Positive = Field(
         1e-3, description="How far a forward-only client looks to both sides along a direction."
     )
