@@ -281,7 +281,8 @@ def _adapter_words(assignment: Assignment) -> str:
     if isinstance(assignment.adapter, HeadOnly):
         return "head only" if assignment.split else f"head only over {len(assignment.blocks)} blocks"
     if isinstance(assignment.adapter, Prompt):
-        return f"prompt of {assignment.adapter.num_tokens} over {len(assignment.blocks)} blocks"
+        prompt = assignment.adapter
+        return f"{prompt.word} of {prompt.num_tokens} over {len(assignment.blocks)} blocks"
     depth, total = assignment.num_trained_blocks, len(assignment.trained)
     where = f"all {total} blocks" if depth == total else f"{depth} of {total} blocks"
     if isinstance(assignment.adapter, Weights):

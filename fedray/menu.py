@@ -21,7 +21,7 @@ from fedray.errors import ConfigError
 from fedray.trained import Prompt, Weights
 from fedray.width import AXES, Axis, Width
 
-Tuning = Literal["lora", "full", "bitfit", "ia3", "prompt"]
+Tuning = Literal["lora", "full", "bitfit", "ia3", "prompt", "prefix"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,8 @@ class Grid:
         depths: trained blocks, counted from the top; ``"all"`` is every block.
         tunings: what a trained block trains: LoRA factors at every rank, ``"full"`` all its weights (and the
             stem's where every block is trained), ``"bitfit"`` its biases, ``"ia3"`` vectors that rescale it;
-            ``"prompt"`` trains a prompt of every length, over all blocks.
-        prompt_tokens: lengths of prompts.
+            ``"prompt"`` and ``"prefix"`` train one of every length, over all blocks.
+        prompt_tokens: lengths of prompts and prefixes.
         widths: shares of the width that is kept along ``width_axes``; 1 is the whole. Without cuts or LoRA.
         exits: depths with a head of their own behind them, in every whole model; of each, as many leading
             blocks alone are offered too.
@@ -181,8 +181,9 @@ def _adapters(grid: Grid) -> list[Adapter]:
                 adapters.append(weights_on_top(grid.num_blocks, count, "bias"))
             case "ia3":
                 adapters.append(weights_on_top(grid.num_blocks, count, "ia3"))
-            case "prompt":
-                adapters += [Prompt(num_tokens=length) for length in grid.prompt_tokens]
+            case "prompt" | "prefix":
+                deep = tuning == "prefix"
+                adapters += [Prompt(num_tokens=length, deep=deep) for length in grid.prompt_tokens]
             case _:
                 assert_never(tuning)
     return adapters

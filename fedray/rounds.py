@@ -1,12 +1,13 @@
 """The parts of one round: jobs from a decision, audits, training and summing, records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedray.adapter import Adapter, Factors, GlobalState
 from fedray.aggregation.disagreement import Disagreement
@@ -40,6 +41,7 @@ from fedray.training.shapes import site_ranks
 from fedray.training.shares import in_blocks
 from fedray.training.tap import Heard
 from fedray.training.train import form_packs
+from fedray.training.variates import ServersSum, refuse_other_shapes, servers_variate
 
 # Adds an update, a delta of its job, to a round's sum.
 Add = Callable[[Accumulator, Job, Adapter], None]
@@ -157,20 +159,25 @@ def ask(scene: Scene, progress: Progress, cohort: Cohort, schedule: Schedule, be
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a client is sent: of which version of the state, and what."""
+    """What a client is sent: of which version of the state, what, and the server's control variate."""
 
     version: int
     adapter: Adapter
+    variate: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def sender(scene: Scene, state: GlobalState, round_number: int) -> Callable[[Assignment, int], Start]:
     """Tells what a client that is asked in a round is sent of a state, by its assignment and itself."""
     ranks_of = cache(lambda assignment: site_ranks(scene.anatomy, assignment))
+    variate = servers_variate(state) if scene.optimizer.control_variates else {}
 
     def send(assignment: Assignment, client: int) -> Start:
         seed = derive_seed(scene.config.seed, "dispatch", round_number, client)
         fresh = scene.rule.send(state, ranks_of(assignment), seed)
-        return Start(version=state.version, adapter=start_of(scene, state, assignment, fresh))
+        start = start_of(scene, state, assignment, fresh)
+        if variate:
+            refuse_other_shapes(state, start, assignment)
+        return Start(version=state.version, adapter=start, variate=variate)
 
     return send
 
@@ -192,6 +199,7 @@ def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, k
         num_steps=assignment.num_steps(rows),
         tokens=int(alone.tokens[0]),
         client_state=kept,
+        variate=start.variate,
         keeps_own_side=assignment.split and not scene.averages(alone.round),
         learning_rate_scale=scene.learning_rate_scale(alone.round),
         observables=scene.policy.observables,
@@ -300,6 +308,7 @@ def train(
     attempts: dict[int, int] = {}
     boundary: dict[int, tuple[int, int, int]] = {}
     unlike = Disagreement()
+    variate = ServersSum(scene.optimizer, _weight_of_all(scene))
     for job, update, tries, crossed in _trained(scene, state, jobs, runtime):
         attempts[job.client_id] = tries
         # The delta is not kept: what a round holds grows with its clients only by what they keep.
@@ -308,6 +317,7 @@ def train(
             boundary[job.client_id] = crossed
         if update.delta is not None:
             up_bytes[job.client_id] = wire_bytes(update.tensors())
+            variate.add(job, update.delta, weight_of(scene, job))
             if scene.rule.keeps_rank_indices and not update.delta.places:
                 unlike.add(update.delta.tensors(), weight_of(scene, job))
             if add is None:
@@ -324,7 +334,7 @@ def train(
     if why_lost:
         up_bytes, updates = {}, {c: replace(update, message=why_lost) for c, update in updates.items()}
     return Trained(
-        state=accumulator.finish(),
+        state=variate.after(accumulator.finish()),
         updates=updates,
         up_bytes=up_bytes,
         attempts=attempts,
@@ -365,3 +375,8 @@ def drift_of(scene: Scene, progress: Progress, asked: Asked) -> float:
 def weight_of(scene: Scene, job: Job) -> float:
     """What an update counts beside others."""
     return float(job.num_rows) if scene.weighs_rows else 1.0
+
+
+def _weight_of_all(scene: Scene) -> float:
+    """The weights of all clients there are, together."""
+    return float(scene.num_rows.sum()) if scene.weighs_rows else float(scene.num_clients)

@@ -46,6 +46,7 @@ from fedray.training.partitions import Partitions
 from fedray.training.poisoned import Poisoning, poisoned
 from fedray.training.shapes import masked_bytes
 from fedray.training.task import Batch, Task, load_task
+from fedray.training.variates import refuse_variates
 from fedray.training.workshop import Blueprint, Stock, arrays_of
 from fedray.virtual_server import VirtualServer
 
@@ -220,6 +221,8 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     encoded, poisoning = poisoned(config.attackers, config.seed, encoded, partitions, num_labels)
     optimizer = _optimizer(config, agreed_local_rules(config, chosen))
     refuse_seeds(optimizer, menu)
+    if optimizer.control_variates:
+        refuse_variates(aggregation.rule, menu)
     subject = TraceSubject(
         anatomies=anatomies,
         task=task,

@@ -53,13 +53,21 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Prompt tuning (2104.08691): trained embeddings before the words, and a gradient through every block.
+    """Tokens that are trained before the words, and a gradient through every block.
 
     Attributes:
         num_tokens: of the prompt; fewer than another client's are the first of that one's.
+        deep: keys and values of their own in every block (prefix tuning, 2101.00190); else embeddings, which
+            go through the blocks as words do (prompt tuning, 2104.08691).
     """
 
     num_tokens: int
+    deep: bool = False
+
+    @property
+    def word(self) -> str:
+        """What it is called in tables."""
+        return "prefix" if self.deep else "prompt"
 
 
 def check_prompt(prompt: Prompt, *, split: bool, up_codec: str) -> None:

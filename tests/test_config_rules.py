@@ -83,12 +83,39 @@ def test_every_key_that_a_rule_names_exists():
     assert {key for rule in IDLE for key in rule.keys} <= known
 
 
+SCAFFOLDED = [
+    ({"training": {"momentum": 0.9}}, "read a client's mean gradient off how far it went"),
+    ({"training": {"max_grad_norm": 1.0}}, "read a client's mean gradient off how far it went"),
+    ({"training": {"learning_rate": 0.0}}, "read a client's mean gradient off how far it went"),
+    ({"menu": {"cuts": [1]}}, "follow each update as it is, and menu.cuts has a server train a part"),
+    ({"menu": {"up_codecs": ["int8"]}}, "follow each update as it is, and menu.up_codecs has int8"),
+    ({"secure_aggregation": {"masks": "pairwise"}}, "follow each update as it is, and secure_aggregation"),
+    ({"privacy": {"where": "local", "clip_norm": 1.0}}, "follow each update as it is, and privacy.where"),
+    ({"pace": {"late": "join", "goal": 2}}, "follow each update as it is, and pace.late: join sums it"),
+]
+
+
 @pytest.mark.parametrize(
     ("tree", "sentence"),
     [
         (
             {"training": {"proximal_mu": 0.1}, "menu": {"cuts": [1]}},
             "training.proximal_mu = 0.1 holds whole models near a round's start, and under menu.cuts",
+        ),
+        *(
+            (
+                {
+                    "training": {
+                        "control_variates": True,
+                        "optim": "sgd",
+                        "max_grad_norm": None,
+                        **changes.get("training", {}),
+                    },
+                    **{name: section for name, section in changes.items() if name != "training"},
+                },
+                f"training.control_variates {sentence}",
+            )
+            for changes, sentence in SCAFFOLDED
         ),
         (
             {"data": {"test_share": 0.6, "validation_share": 0.4}},

@@ -64,23 +64,24 @@ def test_the_trained_model_is_an_ordinary_folder_with_its_tokenizer(mixed):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-def test_prompts_and_ia3_train_beside_each_other_resume_and_load_with_peft(tiny, tmp_path):
-    menu = {"tunings": ["ia3", "prompt"], "prompt_tokens": [2, 5], "up_codecs": ["none", "int8"]}
+def test_prompts_prefixes_and_ia3_train_beside_each_other_resume_and_load_with_peft(tiny, tmp_path):
+    menu = {"tunings": ["ia3", "prompt", "prefix"], "prompt_tokens": [2, 5], "up_codecs": ["none", "int8"]}
     base = merged({**tiny, "menu": {}}, {"menu": {**menu, "per_device_train_batch_size": [4]}})
     fleet = save_fleet(tmp_path / "roomy.csv", memory_kib=[4000] * 8)
     config = load_config(merged(base, {"fleet": fleet, "rounds": {"num_rounds": 2, "clients_per_round": 8}}))
     result = run(config, tmp_path / "run", policy=InTurn())
     given = {str(Assignment.from_json(row.assignment)) for row in result.clients}
-    assert len(given) == 6  # IA3 and two lengths, coded and not
+    assert len(given) == 8  # of IA3 and two lengths of the others, coded and not, one a client
     for row in result.clients:
         assert (row.up_bytes, row.down_bytes) == (row.predicted_up_bytes, row.predicted_down_bytes)
         if row.measured_peak_bytes is not None:
             assert row.predicted_peak_bytes == pytest.approx(row.measured_peak_bytes, rel=0.02)
     assert not (result.out / "model").exists()
     assert result.adapter.weights[PROMPT].shape == (5, 16)
-    for kind, name in (("prompt", "prompt_embeddings"), ("ia3", "ia3_l")):
+    assert result.adapter.weights["prefix_embeddings.3"].shape == (5, 2 * 16)
+    for kind, name in (("prompt", "prompt_embeddings"), ("prefix", "prompt_embeddings"), ("ia3", "ia3_l")):
         loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny["model"]), result.out / kind)
-        assert any(name in key for key in loaded.state_dict()) or kind == "prompt"
+        assert any(name in key for key in loaded.state_dict()) or kind != "ia3"
         loaded(input_ids=torch.ones(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 3))
     again = checkpoint.load(result.out)
     assert_same_tensors(again.state.adapter.tensors(), result.adapter.tensors())

@@ -69,6 +69,29 @@ def _proximal(config: Config) -> str | None:
     )
 
 
+def _variates(config: Config) -> str | None:
+    training, menu = config.training, config.menu
+    if not training.control_variates:
+        return None
+    asked = "training.control_variates"
+    rates = training.learning_rate, training.head_learning_rate
+    if training.optim != "sgd" or training.momentum or training.max_grad_norm is not None or 0 in rates:
+        return (
+            f"{asked} read a client's mean gradient off how far it went, which tells it after plain steps "
+            "alone; set training.optim: sgd and max_grad_norm: null, learning rates above 0 and no momentum."
+        )
+    coded = [codec for codec in menu.up_codecs if codec != "none"]
+    against: dict[str, bool] = {
+        "menu.cuts has a server train a part of every model": bool(menu.cuts),
+        f"menu.up_codecs has {', '.join(coded)}, which change it": bool(coded),
+        "secure_aggregation hides it": config.secure_aggregation.masks != "none",
+        f"privacy.where: {config.privacy.where} promises what they would tell": bool(config.privacy.where),
+        "pace.late: join sums it in another round than it was asked in": config.pace.late == "join",
+    }
+    why = next((reason for reason, holds in against.items() if holds), None)
+    return None if why is None else f"{asked} follow each update as it is, and {why}; drop one of the two."
+
+
 def _tails(config: Config) -> str | None:
     penalty = config.training.tail_penalty
     if not penalty or not config.menu.cuts:
@@ -216,6 +239,7 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _menu,
     _recompute,
     _proximal,
+    _variates,
     _exits,
     _tails,
     _pace,

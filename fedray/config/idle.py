@@ -90,8 +90,8 @@ IDLE = (
     ),
     Idle(
         keys=("menu.prompt_tokens",),
-        when=lambda c: "prompt" not in c.menu.tunings,
-        because="without prompt among menu.tunings; drop it or name prompt",
+        when=lambda c: not {"prompt", "prefix"} & set(c.menu.tunings),
+        because="without prompt or prefix among menu.tunings; drop it or name one of them",
     ),
     Idle(
         keys=("training.exit_distillation", "training.exit_ramp_rounds"),

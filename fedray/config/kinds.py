@@ -83,7 +83,7 @@ OneOrMany = Annotated[
     tuple[T, ...], BeforeValidator(_as_tuple), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
 ]
 Tunings = Annotated[
-    AtLeastOne[Literal["lora", "full", "bitfit", "ia3", "prompt"]], BeforeValidator(_not_dora)
+    AtLeastOne[Literal["lora", "full", "bitfit", "ia3", "prompt", "prefix"]], BeforeValidator(_not_dora)
 ]
 Bytes = Annotated[int, Field(gt=0), BeforeValidator(_as_bytes)]
 Count = Annotated[int, Field(ge=1)]

@@ -18,9 +18,10 @@ class MenuSection(Section):
     )
     tunings: Tunings = Field(
         ("lora",),
-        description="A block's LoRA factors, all its weights, its biases or IA3's vectors; or a prompt.",
+        description="A block's LoRA factors, all its weights, its biases or IA3's vectors; a prompt, or a "
+        "prefix in every block.",
     )
-    prompt_tokens: AtLeastOne[Count] = Field((20,), description="Lengths of prompts.")
+    prompt_tokens: AtLeastOne[Count] = Field((20,), description="Lengths of prompts and prefixes.")
     widths: AtLeastOne[Annotated[float, Field(gt=0, le=1)]] = Field(
         (1.0,), description="Shares of every block's width that a client may hold; 1 is the whole model."
     )
@@ -108,6 +109,11 @@ class TrainingSection(Section):
     )
     exit_ramp_rounds: Count | None = Field(
         None, description="DepthFL: rounds over which that weight rises to its whole; 300 if absent."
+    )
+    control_variates: bool = Field(
+        False,
+        description="SCAFFOLD: gradients are corrected by what the server and a client know of each other; "
+        "needs plain sgd.",
     )
     perturbation_scale: Positive = Field(
         1e-3, description="How far a forward-only client looks to both sides along a direction."

@@ -1,15 +1,19 @@
-"""What is put beside a model's own weights and trained: a prompt before the words, and vectors that rescale.
+"""What is put beside a model's own weights and trained: prompts and prefixes before the words, and vectors.
 
-Both go by the names PEFT gives them, among what is trained of the model itself.
+They go by the names PEFT gives them, among what is trained of the model itself; a prefix by one a block.
 
 Letters of shapes: P tokens of a prompt, D hidden width, I and O a linear's widths.
 """
+
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedray.errors import ModelError
 from fedray.model.anatomy import Anatomy, backbone_prefix
+from fedray.model.prefix import PREFIX
+from fedray.model.slices import sizes_of
 from fedray.model.weight_sites import IA3
 
 PROMPT = "prompt_embeddings"
@@ -18,12 +22,22 @@ _IA3 = f".{IA3}"
 
 def is_added(name: str) -> bool:
     """Whether this names something beside the model's own weights."""
-    return name == PROMPT or name.endswith(_IA3)
+    return name == PROMPT or name.startswith(PREFIX) or name.endswith(_IA3)
 
 
 def prompt_shape(anatomy: Anatomy, num_tokens: int) -> tuple[int, int]:
     """P and D. Raises ModelError for a family that words do not go into."""
     return num_tokens, int(_words(anatomy).shape[1])
+
+
+def prefix_shapes(anatomy: Anatomy, blocks: Iterable[int], num_tokens: int) -> dict[str, tuple[int, int]]:
+    """P and 2 G H of each of these blocks' prefix by name, for G heads of keys and values, H wide.
+
+    Raises ModelError for a family that words do not go into.
+    """
+    _words(anatomy)
+    sizes = sizes_of(anatomy)
+    return {f"{PREFIX}{block}": (num_tokens, 2 * sizes.kv_heads * sizes.head_dim) for block in blocks}
 
 
 def ia3_shapes(anatomy: Anatomy, block: int) -> dict[str, tuple[int, int]]:

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.pytorch_utils import Conv1D
 
 from fedray.errors import ModelError
-from fedray.model.families import Context, Family, Head, family_of
+from fedray.model.families import Cache, Context, Family, Head, family_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,26 @@ class Anatomy:
         """Token ids go in, and rows are of unlike length; images are all alike."""
         return self.family.inputs == "input_ids"
 
-    def stem(self, inputs: Tensor, attention_mask: Tensor, prompt: Tensor | None = None) -> Flow:
+    def stem(
+        self,
+        inputs: Tensor,
+        attention_mask: Tensor,
+        prompt: Tensor | None = None,
+        cache: Cache | None = None,
+        num_before: int = 0,
+    ) -> Flow:
         """What goes in to what the first block reads. Raises ModelError for rows that are too long.
 
         Args:
             inputs: what the batch calls ``family.inputs``: token ids [N, T], or images [N, C, height, width].
             attention_mask: 1 at real tokens, [N, T]; all of an image's are.
             prompt: of each row, [N, P, D], before its words; what the blocks read is then [N, P + T, D].
+            cache: what blocks read beside the words.
+            num_before: tokens that it has before them; 0 where words begin.
         """
+        if num_before:
+            flow = self._behind(inputs, attention_mask, prompt, num_before)
+            return replace(flow, context=replace(flow.context, cache=cache))
         if prompt is not None:
             attention_mask = torch.cat([attention_mask.new_ones(prompt.shape[:2]), attention_mask], dim=1)
         num_tokens = attention_mask.shape[1]
@@ -81,7 +93,28 @@ class Anatomy:
             return self._after_prompt(prompt, inputs, attention_mask)
         hidden = self.family.embed(self.backbone, inputs)
         context = self.context(hidden, attention_mask)
-        return Flow(hidden, replace(context, input_ids=inputs) if self.takes_text else context)
+        return Flow(hidden, replace(context, input_ids=inputs if self.takes_text else None, cache=cache))
+
+    def _behind(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt: Tensor | None, num_before: int
+    ) -> Flow:
+        """What follows so many tokens, at the positions after them, and what it may look at, them too."""
+        assert self.family.words is not None, "a prefix is refused where no words go in"
+        width = self.backbone.get_parameter(f"{self.family.words}.weight").shape[1]
+        held = attention_mask.new_zeros(()).expand(len(attention_mask), num_before, width)
+        flow = self.stem(
+            input_ids, attention_mask, held if prompt is None else torch.cat([held, prompt], dim=1)
+        )
+        context = flow.context
+        mask, rotary = context.mask, context.rotary
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, num_before:]
+        if rotary is not None:
+            rotary = rotary[0][:, num_before:], rotary[1][:, num_before:]
+        seen = context.attention_mask[:, num_before:]
+        ids = input_ids if prompt is None else None
+        own = replace(context, mask=mask, rotary=rotary, attention_mask=seen, input_ids=ids)
+        return Flow(flow.hidden[:, num_before:], own)
 
     def _after_prompt(self, prompt: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Flow:
         assert self.family.words is not None, "a prompt is refused where no words go in"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.model.attention import MEMORY_EFFICIENT, fedray_memory_efficient
+from fedray.model.families import Cache
 
 
 class FusedNorm:
@@ -50,7 +51,8 @@ class FusedAttention:
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        **_: object,  # a block passes what its own attention takes; there is no cache, and dropout is off
+        past_key_values: Cache | None = None,
+        **_: object,  # a block passes what its own attention takes; dropout is off
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states [N, T, D], cosine and sine [1, T, H]; gives [N, T, D] and no scores."""
         module: Any = self.module
@@ -59,6 +61,7 @@ class FusedAttention:
                 hidden_states=hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
+                past_key_values=past_key_values,
             )
             return scored
         heads = (*hidden_states.shape[:-1], -1, module.head_dim)
@@ -68,6 +71,8 @@ class FusedAttention:
         cosine, sine = (table.unsqueeze(-2) for table in position_embeddings)
         turned = [rotated(norm(x), cosine, sine) for norm, x in zip(self.norms, (query, key), strict=True)]
         query, key, value = (x.transpose(1, 2) for x in (*turned, value))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, module.layer_idx)
         answer = fedray_memory_efficient(module, query, key, value, attention_mask, module.scaling)[0]
         merged: Tensor = module.o_proj(answer.reshape(*heads[:-2], -1))
         return merged, None

@@ -19,6 +19,7 @@ from fedray.errors import ModelError
 from fedray.model.added import PROMPT
 from fedray.model.anatomy import Anatomy
 from fedray.model.layout import current_layout
+from fedray.model.prefix import PREFIX, Prefix
 from fedray.model.weight_sites import WeightSite, attach_weight_sites, weights_installed
 
 
@@ -119,6 +120,16 @@ def prompt_rows(factors: Installed, num_rows: int) -> Tensor | None:
     if not isinstance(prompt, Tensor):
         return None
     return prompt.repeat_interleave(num_rows // len(prompt), dim=0)
+
+
+def prefix_of(factors: Installed, num_rows: int) -> Prefix | None:
+    """The clients' prefixes, before each of so many rows; None where none is installed."""
+    rows = {
+        int(name.removeprefix(WEIGHTS + PREFIX)): own.repeat_interleave(num_rows // len(own), dim=0)
+        for name, own in factors.items()
+        if name.startswith(WEIGHTS + PREFIX) and isinstance(own, Tensor)
+    }
+    return Prefix(rows) if rows else None
 
 
 def own_weights_installed(

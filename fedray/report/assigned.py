@@ -122,8 +122,8 @@ def ranks(assignment: Assignment) -> str:
             return "head only"
         case Weights(part=part):
             return PARTS[part]
-        case Prompt(num_tokens=num_tokens):
-            return f"prompt of {num_tokens}"
+        case Prompt(num_tokens=num_tokens) as prompt:
+            return f"{prompt.word} of {num_tokens}"
         case Lora(ranks=own):
             return "/".join(map(str, sorted({rank for rank in own if rank})))
         case _:

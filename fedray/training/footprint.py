@@ -28,6 +28,7 @@ from fedray.training.meta_steps import MetaSteps, TraceSubject
 from fedray.training.observables import values_on_meta
 from fedray.training.shares import client_share, server_share
 from fedray.training.short_steps import Side, kinds_of, shortened, side_of
+from fedray.training.variates import on_the_wire
 
 __all__ = ["FootprintTracer", "TraceSubject", "held_bytes"]
 
@@ -69,6 +70,7 @@ class FootprintTracer:
         peak = dict(counts.peak())
         # What it owes of earlier updates lies beside the optimizer through every step.
         peak["optimizer"] += sum(t.numel() * t.element_size() for t in owed_like(crossed, assignment))
+        variate = on_the_wire(crossed) if self._subject.optimizer.control_variates else {}
         return Footprint(
             peak_bytes=sum(peak.values()),
             terms=PeakTerms(**peak),
@@ -78,7 +80,7 @@ class FootprintTracer:
             moved_bytes=sum(moved * times for _, moved, times in ops),
             roofline=Roofline([f * n for f, _, n in ops], [m * n for _, m, n in ops]),
             up_bytes=wire_bytes(message(layout_of(crossed, assignment, "up"), statistics)),
-            down_bytes=wire_bytes(layout_of(crossed, assignment, "down")),
+            down_bytes=wire_bytes({**layout_of(crossed, assignment, "down"), **variate}),
             held_bytes=held_bytes(anatomy, assignment),
             trained_params=sum(tensor.numel() for tensor in adapter.tensors().values()),
             crossing=self._crossing(assignment, adapter) if assignment.split else None,

@@ -30,6 +30,7 @@ class Job:
         tokens: what its rows are padded to at most.
         attention: the kernel it declares.
         client_state: what the client kept of the round it last took part in.
+        variate: the server's control variate, by flat name; nothing where a run has none.
         keeps_own_side: its side of its cut stays with it after the round, in what it keeps.
         learning_rate_scale: what the schedule makes of the optimizer's rates in this round.
         observables: statistics of its blocks that it sends along.
@@ -53,6 +54,7 @@ class Job:
     tokens: int
     sent_bytes: int = 0
     client_state: ClientState = field(default_factory=dict)
+    variate: Mapping[str, Tensor] = field(default_factory=dict)
     keeps_own_side: bool = False
     learning_rate_scale: float = 1.0
     observables: tuple[Observable, ...] = ()

@@ -30,6 +30,7 @@ from fedray.training.optimizer import LocalOptimizer
 from fedray.training.own_side import OwnSide
 from fedray.training.shapes import empty_adapter
 from fedray.training.shares import client_share
+from fedray.training.variates import on_the_wire
 
 Way = Literal["up", "down"]
 Tensors = Mapping[str, Tensor]
@@ -61,7 +62,8 @@ def sent_down(anatomy: Anatomy, job: Job) -> Job:
     codec = codec_of(job.assignment, "down")
     crossed = encode_tensors(own, codec, _seeds(job, "down"))
     received = job.sent.tensors() | decode_tensors(crossed, own, codec)
-    return replace(job, sent=from_tensors(job.sent, received), sent_bytes=wire_bytes(crossed))
+    sent_bytes = wire_bytes({**crossed, **on_the_wire(job.variate)})
+    return replace(job, sent=from_tensors(job.sent, received), sent_bytes=sent_bytes)
 
 
 def sent_up(job: Job, own: Adapter) -> SentUp:
@@ -103,7 +105,7 @@ def on_its_way(job: Job, update: Update) -> Update:
     if job.masking is not None:
         coded = masked(job.masking, job.client_id, _as_told(job, delta), job.weight)
         return replace(update, delta=None, coded=coded)
-    sent = sent_up(job, delta)
+    sent = sent_up(replace(job, client_state=update.client_state), delta)
     return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state, lost=sent.lost)
 
 

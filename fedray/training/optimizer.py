@@ -36,6 +36,7 @@ class LocalOptimizer:
             other; 0 is plain.
         exit_ramp_rounds: rounds over which that weight rises to its whole.
         perturbation_scale: how far a forward-only client looks to both sides of where it stands.
+        control_variates: each gradient is corrected by SCAFFOLD's (1910.06378); takes plain SGD.
     """
 
     optim: Optim = "adamw"
@@ -53,6 +54,7 @@ class LocalOptimizer:
     exit_distillation: float = 0.0
     exit_ramp_rounds: int = 300
     perturbation_scale: float = 1e-3
+    control_variates: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot take effect. Raises ConfigError."""
@@ -102,6 +104,15 @@ class LocalOptimizer:
     def anchors(self, params: Sequence[Tensor]) -> list[Tensor]:
         """What these parameters are held near to: copies of them; none without a pull."""
         return [param.clone() for param in params] if self.proximal_mu else []
+
+    def corrections(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """What is added to every gradient of these parameters, to be filled; none without variates."""
+        return [torch.zeros_like(param) for param in params] if self.control_variates else []
+
+    def correct(self, grads: Sequence[Tensor], corrections: Sequence[Tensor]) -> None:
+        """Add them, in place; where there are none nothing."""
+        for grad, correction in zip(grads, corrections, strict=False):
+            grad.add_(correction)
 
     def pull(self, params: Sequence[Tensor], grads: Sequence[Tensor], anchors: Sequence[Tensor]) -> None:
         """Add to gradients, in place, that of the distance to the anchors; where there are none nothing."""

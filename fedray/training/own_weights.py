@@ -16,11 +16,13 @@ from fedray.model.added import (
     PROMPT,
     ia3_shapes,
     is_added,
+    prefix_shapes,
     prompt_shape,
     vocabulary_size,
     words_at,
 )
 from fedray.model.anatomy import Anatomy, backbone_prefix
+from fedray.model.prefix import PREFIX, keys_and_values
 from fedray.model.slices import head_place, places_of
 from fedray.seeds import derive_seed
 from fedray.trained import Prompt, Weights
@@ -37,6 +39,8 @@ def trained_shapes(anatomy: Anatomy, assignment: Assignment) -> dict[str, tuple[
     match adapter:
         case Lora() | HeadOnly():
             return {}
+        case Prompt(num_tokens=num_tokens, deep=True):
+            return dict(prefix_shapes(anatomy, assignment.blocks, num_tokens))
         case Prompt(num_tokens=num_tokens):
             return {PROMPT: prompt_shape(anatomy, num_tokens)}
         case Weights(part="ia3"):
@@ -70,7 +74,7 @@ def initial_weights(anatomy: Anatomy, menu: Iterable[Assignment], run_seed: int)
     """All that any of the menu's assignments trains, before round 1, at its largest.
 
     The model's own are what they are, in its order. IA3's vectors are ones; a prompt is the embeddings of
-    words drawn by the seed, as 2104.08691 has it.
+    words drawn by the seed, as 2104.08691 has it, and a prefix such words' keys and values (2101.00190).
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for assignment in menu:
@@ -80,10 +84,20 @@ def initial_weights(anatomy: Anatomy, menu: Iterable[Assignment], run_seed: int)
     weights = pretrained(anatomy.model, own)
     weights |= {name: torch.ones(shapes[name]) for name in sorted(shapes) if is_added(name)}
     if PROMPT in shapes:
-        random = torch.Generator().manual_seed(derive_seed(run_seed, "initial prompt"))
-        ids = torch.randint(vocabulary_size(anatomy), shapes[PROMPT][:1], generator=random)
-        weights[PROMPT] = words_at(anatomy, ids)
+        weights[PROMPT] = words_at(anatomy, _drawn_words(anatomy, shapes[PROMPT][0], run_seed))
+    deep = {
+        int(name.removeprefix(PREFIX)): shape for name, shape in shapes.items() if name.startswith(PREFIX)
+    }
+    if deep:
+        ids = _drawn_words(anatomy, max(deep.values())[0], run_seed)
+        found = keys_and_values(anatomy, ids, deep)
+        weights |= {f"{PREFIX}{block}": found[block][: shape[0]].clone() for block, shape in deep.items()}
     return weights
+
+
+def _drawn_words(anatomy: Anatomy, count: int, run_seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(derive_seed(run_seed, "initial prompt"))
+    return torch.randint(vocabulary_size(anatomy), (count,), generator=random)
 
 
 def pretrained(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
@@ -95,11 +109,15 @@ def refuse_long_prompts(anatomy: Anatomy, assignments: Iterable[Assignment], max
     """Raises ConfigError for prompts that make rows too long, ModelError for what a family does not have."""
     for assignment in assignments:
         trained_shapes(anatomy, assignment)
-        length = assignment.adapter.num_tokens if isinstance(assignment.adapter, Prompt) else 0
-        if length and anatomy.max_tokens is not None and length + max_length > anatomy.max_tokens:
+        prompt = assignment.adapter
+        if not isinstance(prompt, Prompt) or anatomy.max_tokens is None:
+            continue
+        length = prompt.num_tokens
+        if length + max_length > anatomy.max_tokens:
             raise ConfigError(
-                f"A prompt of {length} tokens before a row of {max_length} makes {length + max_length}, and "
-                f"this model takes {anatomy.max_tokens}; lower menu.prompt_tokens or data.max_length."
+                f"A {prompt.word} of {length} tokens before a row of {max_length} makes "
+                f"{length + max_length}, and this model takes {anatomy.max_tokens}; lower "
+                "menu.prompt_tokens or data.max_length."
             )
 
 
@@ -144,7 +162,8 @@ def with_own_weights(
     own: dict[str, Place] = {name: places[name] for name in names if name in places}
     head = dict(adapter.head)
     if isinstance(assignment.adapter, Prompt):
-        own |= _prompt_place(assignment.adapter.num_tokens, state.adapter.weights[PROMPT])
+        for name in names:
+            own |= _prompt_place(name, assignment.adapter.num_tokens, state.adapter.weights[name])
     if of_head is not None:
         for name in (name for name in adapter.head if name.endswith("weight")):
             own[head_name(name)] = of_head
@@ -153,10 +172,10 @@ def with_own_weights(
     return replace(adapter, head=head, weights=weights, places=own)
 
 
-def _prompt_place(num_tokens: int, whole: Tensor) -> dict[str, Place]:
+def _prompt_place(name: str, num_tokens: int, whole: Tensor) -> dict[str, Place]:
     if num_tokens > len(whole):
         raise ConfigError(
-            f"A prompt of {num_tokens} tokens was asked for, and this run's has {len(whole)}; raise "
-            "menu.prompt_tokens, or ask for fewer."
+            f"A prompt or prefix of {num_tokens} tokens was asked for, and this run's has {len(whole)}; "
+            "raise menu.prompt_tokens, or ask for fewer."
         )
-    return {} if num_tokens == len(whole) else {PROMPT: (torch.arange(num_tokens), None)}
+    return {} if num_tokens == len(whole) else {name: (torch.arange(num_tokens), None)}

@@ -35,6 +35,7 @@ from fedray.model.sites import (
     attach_sites,
     installed,
     own_weights_installed,
+    prefix_of,
     prompt_rows,
 )
 from fedray.training.task import Answered, Batch, Task
@@ -148,7 +149,8 @@ class PackedForward:
         self._enter(("stem", 0), "activations")
         inputs, mask = batch[anatomy.family.inputs], batch["attention_mask"]
         prompt = prompt_rows(self._factors, len(mask))
-        flow = anatomy.stem(inputs, mask, prompt)
+        prefix = prefix_of(self._factors, len(mask))
+        flow = anatomy.stem(inputs, mask, prompt, prefix, 0 if prefix is None else prefix.num_tokens)
         passage = Passage(self._backbone, self._course, self._factors, flow.context, layout, self._observer)
         depths = passage.depths(flow.hidden if layout is None else layout.tighten(flow.hidden))
         if prompt is not None:

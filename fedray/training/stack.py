@@ -44,6 +44,7 @@ class Stack:
         self.optimizer = optimizer
         self.moments = optimizer.moments(list(self.params.values()))
         self.anchors = optimizer.anchors(list(self.params.values()))
+        self.corrections = optimizer.corrections(list(self.params.values()))
         self.steps = steps
         self.tails: Mapping[str, Tensor] = {}  # by site which ranks are a client's last, [C, R], if pulled
         self.statistics: BlockStatistics | None = None  # looks on at every step, if given
@@ -147,6 +148,7 @@ class Stack:
         optimizer = self.optimizer
         own = [leaf.detach() for leaf in leaves.values()]
         optimizer.pull(own, grads, [self._take(anchor, members) for anchor in self.anchors])
+        optimizer.correct(grads, [self._take(correction, members) for correction in self.corrections])
         named = dict(zip(leaves, own, strict=True))
         if self.tails:
             pull_tails(self.tails, named, grads, self.frozen, members, optimizer.tail_penalty)

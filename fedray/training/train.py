@@ -32,6 +32,7 @@ from fedray.training.packed import Backbone, Observer, course_of, loss_of_client
 from fedray.training.stack import Stack
 from fedray.training.tails import rank_after, tail_masks
 from fedray.training.task import Batch, Task
+from fedray.training.variates import fill_corrections, own_variate
 from fedray.training.waves import plan_waves
 from fedray.width import Width
 
@@ -170,6 +171,7 @@ def train_pack(
         update_of(job, difference(after, job.sent), float(total) / rows_seen, seconds)
         for job, after, total, rows_seen in zip(jobs, trained, sums.losses.tolist(), seen, strict=True)
     ]
+    updates = [_keeping(job, update, optimizer) for job, update in zip(jobs, updates, strict=True)]
     seen_of = statistics_in(stack, [job.sent for job in jobs])
     kept = [
         _kept_rank(job, after, workshop.optimizer.tail_gamma)
@@ -185,8 +187,10 @@ def train_pack(
 
 
 def follow(stack: Stack, jobs: Sequence[Job], optimizer: LocalOptimizer, whole: Anatomy) -> None:
-    """Give a stack what its clients' steps draw: directions of forward-only ones, parts of the width."""
+    """Give a stack what its clients' steps take: variates, forward-only ones' directions, parts of widths."""
     assignment, device = jobs[0].assignment, str(stack.steps.device)
+    if stack.corrections:
+        fill_corrections(dict(zip(stack.params, stack.corrections, strict=True)), jobs)
     if assignment.perturbations:
         stack.directions = Directions(jobs, optimizer, device)
     if assignment.ordered is not None:
@@ -255,6 +259,14 @@ def update_of(job: Job, delta: Adapter | None, loss: float, seconds: float) -> U
         client_state=job.client_state if fine else {},
         message="" if fine else f"the loss of client {job.client_id} is {loss} after {job.num_steps} steps",
     )
+
+
+def _keeping(job: Job, update: Update, optimizer: LocalOptimizer) -> Update:
+    """The update with the control variate that its client goes on with; one that failed keeps what it had."""
+    if update.delta is None:
+        return update
+    own = own_variate(job, update.delta, optimizer)
+    return replace(update, client_state={**update.client_state, **own})
 
 
 def local_batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[Rows]:
@@ -376,6 +388,7 @@ def hold_stack(observer: Observer, stack: Stack, sent: Sequence[Adapter]) -> Non
         *(stack.ordered.tensors() if stack.ordered is not None else ()),
     ]
     observer.hold(kept, "adapters")
-    observer.hold([m for kind in stack.moments for m in kind] + stack.anchors, "optimizer")
+    moments = [m for kind in stack.moments for m in kind]
+    observer.hold(moments + stack.anchors + stack.corrections, "optimizer")
     if stack.statistics is not None:
         observer.hold(list(stack.statistics.sums.values()), "optimizer")

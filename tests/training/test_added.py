@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional
 
 from fedray.adapter import WEIGHTS, Adapter, GlobalState
@@ -16,6 +16,7 @@ from fedray.errors import ConfigError, ModelError
 from fedray.menu import Grid, build_menu
 from fedray.model.added import PROMPT, is_added
 from fedray.model.export_added import save_added
+from fedray.model.prefix import PREFIX, keys_and_values
 from fedray.model.wire import wire_bytes
 from fedray.trained import Prompt, Weights
 from fedray.training.audit import audit
@@ -28,7 +29,11 @@ from shop import BLOCKS, CONFIGS, build, job, num_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 SGD = LocalOptimizer(optim="sgd", learning_rate=0.05, max_grad_norm=None)
-KINDS = {"prompt": Prompt(num_tokens=3), "ia3": weights_on_top(BLOCKS, BLOCKS, "ia3")}
+KINDS = {
+    "prompt": Prompt(num_tokens=3),
+    "prefix": Prompt(num_tokens=3, deep=True),
+    "ia3": weights_on_top(BLOCKS, BLOCKS, "ia3"),
+}
 FAMILIES = ["llama", "qwen3", "gpt2", "bert"]
 
 
@@ -62,6 +67,13 @@ def pefts(workshop, family, own):
         config = PromptTuningConfig(num_virtual_tokens=3, task_type=kind, num_transformer_submodules=1)
         theirs = get_peft_model(model, config)
         tensors = {PROMPT: theirs.prompt_encoder["default"].embedding.weight}
+    elif f"{PREFIX}0" in own.sent.weights:
+        config = PrefixTuningConfig(num_virtual_tokens=3, task_type=kind, num_transformer_submodules=1)
+        theirs = get_peft_model(model, config)
+        whole = theirs.prompt_encoder["default"].embedding.weight
+        with torch.no_grad():
+            whole.copy_(torch.cat([own.sent.weights[f"{PREFIX}{block}"] for block in range(BLOCKS)], dim=1))
+        return theirs, {"whole": whole}
     else:
         paths = {name.removesuffix(".ia3_l"): t for name, t in own.sent.weights.items()}
         inner = [path for path, tensor in paths.items() if tensor.shape[0] == 1]
@@ -105,6 +117,12 @@ def test_a_client_steps_where_peft_and_torch_take_it(family, kind):
     (update,) = train_pack(workshop, [own])
     theirs, tensors = pefts(workshop, family, own)
     loss_of(theirs, family, own, workshop.pool.batch(workshop.partitions[0], 24)).backward()
+    if kind == "prefix":
+        parts = tensors["whole"].grad.chunk(BLOCKS, dim=1)
+        for block, part in enumerate(parts):
+            moved = update.delta.weights[f"{PREFIX}{block}"]
+            torch.testing.assert_close(moved, -0.05 * part, rtol=1e-3, atol=1e-6)
+        return
     for name, tensor in tensors.items():
         torch.testing.assert_close(update.delta.weights[name], -0.05 * tensor.grad, rtol=1e-3, atol=1e-6)
 
@@ -123,7 +141,14 @@ def test_a_pack_trains_as_each_client_alone(family, kind):
 
 @pytest.mark.parametrize(
     ("family", "kind", "recompute"),
-    [("bert", "prompt", False), ("llama", "prompt", True), ("bert", "ia3", True), ("gpt2", "ia3", False)],
+    [
+        ("bert", "prompt", False),
+        ("llama", "prompt", True),
+        ("bert", "ia3", True),
+        ("gpt2", "ia3", False),
+        ("qwen3", "prefix", False),
+        ("bert", "prefix", True),
+    ],
 )
 def test_a_footprint_is_that_of_the_real_step(family, kind, recompute):
     case = Case(
@@ -147,26 +172,27 @@ def real_with_added(case):
     return workshop, replace(own, assignment=case.assignment, sent=start)
 
 
-def test_clients_of_unlike_prompts_are_averaged_over_who_has_each_token():
+@pytest.mark.parametrize(("deep", "name"), [(False, PROMPT), (True, f"{PREFIX}1")])
+def test_clients_of_unlike_prompts_are_averaged_over_who_has_each_token(deep, name):
     workshop = build("bert", [3, 3], SGD)
     anatomy = workshop.backbones["fp32"].anatomy
-    both = [assigned(Prompt(num_tokens=length)) for length in (2, 5)]
+    both = [assigned(Prompt(num_tokens=length, deep=deep)) for length in (2, 5)]
     plain = job(workshop, "bert", 0, both[0]).sent
     state = state_of(anatomy, *both)
     state = replace(state, adapter=replace(state.adapter, head=plain.head))
     short, long = (with_own_weights(anatomy, entry, state, Adapter(head=plain.head)) for entry in both)
-    assert torch.equal(short.weights[PROMPT], state.adapter.weights[PROMPT][:2])
+    assert torch.equal(short.weights[name], state.adapter.weights[name][:2])
     total = make_aggregation("coverage_mean", {}).start(state)
     for start, change, weight in ((short, 1.0, 1.0), (long, 4.0, 2.0)):
-        moved = {PROMPT: torch.full_like(start.weights[PROMPT], change)}
-        head = {name: torch.zeros_like(tensor) for name, tensor in start.head.items()}
+        moved = {own: torch.full_like(tensor, change) for own, tensor in start.weights.items()}
+        head = {own: torch.zeros_like(tensor) for own, tensor in start.head.items()}
         total.add(replace(start, weights=moved, head=head), start, weight)
-    moved = total.finish().adapter.weights[PROMPT] - state.adapter.weights[PROMPT]
+    moved = total.finish().adapter.weights[name] - state.adapter.weights[name]
     # (1 * 1 + 2 * 4) / 3 where both have a token, 4 where the long one alone has it.
     torch.testing.assert_close(moved[:, 0], torch.tensor([3.0, 3.0, 4.0, 4.0, 4.0]))
     assert torch.equal(
-        make_aggregation("coverage_mean", {}).start(state).finish().adapter.weights[PROMPT],
-        state.adapter.weights[PROMPT],
+        make_aggregation("coverage_mean", {}).start(state).finish().adapter.weights[name],
+        state.adapter.weights[name],
     )
 
 
@@ -200,16 +226,37 @@ def test_a_prompt_begins_as_words_of_the_vocabulary_and_ia3_as_ones():
     weights = initial_weights(anatomy, [assigned(adapter) for adapter in KINDS.values()], 0)
     table = anatomy.backbone.get_submodule("embeddings.word_embeddings").weight
     assert all((row == table).all(1).any() for row in weights[PROMPT])
-    assert all(bool((t == 1).all()) for name, t in weights.items() if name != PROMPT)
+    vectors = {name: t for name, t in weights.items() if name.endswith(".ia3_l")}
+    assert all(bool((t == 1).all()) for t in vectors.values())
     # Of BERT keys, values and what goes into the second feed-forward linear, in each block: 16, 16 and 32.
-    assert sum(t.numel() for name, t in weights.items() if name != PROMPT) == BLOCKS * (
-        2 * 16 + CONFIGS["bert"].intermediate_size
-    )
+    assert sum(t.numel() for t in vectors.values()) == BLOCKS * (2 * 16 + CONFIGS["bert"].intermediate_size)
     assert all(map(is_added, weights))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("attention", ["eager", "memory_efficient"])
+def test_a_decoders_fresh_prefix_answers_as_the_words_it_was_taken_from(family, attention):
+    workshop = build(family, [3], SGD)
+    anatomy = workshop.backbones["fp32"].anatomy
+    ids = torch.tensor([7, 3, 11])
+    rows = keys_and_values(anatomy, ids, range(BLOCKS))
+    installed = {f"{WEIGHTS}{PREFIX}{block}": own[None] for block, own in rows.items()}
+    batch = workshop.pool.batch(workshop.partitions[0], 24)
+    course = Course(blocks=tuple(range(BLOCKS)), attention=attention)
+    longer = {
+        "input_ids": torch.cat([ids.expand(3, -1), batch["input_ids"]], dim=1),
+        "attention_mask": torch.cat([torch.ones(3, 3, dtype=torch.int64), batch["attention_mask"]], dim=1),
+    }
+    with torch.no_grad():
+        ours = PackedForward(workshop.backbones["fp32"], course, installed, {})(batch)
+        plain = PackedForward(workshop.backbones["fp32"], course, {}, {})(longer)[:, 3:]
+    real_tokens = batch["attention_mask"].bool()
+    torch.testing.assert_close(ours[real_tokens], plain[real_tokens], rtol=1e-4, atol=1e-5)
 
 
 def test_words_and_json_tell_what_is_trained():
     assert str(assigned(KINDS["prompt"])) == f"prompt of 3 over {BLOCKS} blocks, batch 3"
+    assert str(assigned(KINDS["prefix"])) == f"prefix of 3 over {BLOCKS} blocks, batch 3"
     assert str(assigned(KINDS["ia3"])) == f"IA3 vectors of all {BLOCKS} blocks, batch 3"
     for adapter in KINDS.values():
         assert Assignment.from_json(assigned(adapter).to_json()) == assigned(adapter)
@@ -220,6 +267,8 @@ def test_the_menu_offers_each_length_once_whatever_the_depths():
         num_blocks=4, targets=("query",), tunings=("prompt",), prompt_tokens=(5, 20), depths=(2, "all")
     )
     assert {entry.adapter for entry in build_menu(grid)} == {Prompt(num_tokens=5), Prompt(num_tokens=20)}
+    deep = build_menu(replace(grid, tunings=("prefix",), prompt_tokens=(5,)))
+    assert [entry.adapter for entry in deep] == [Prompt(num_tokens=5, deep=True)]
     ia3 = build_menu(replace(grid, tunings=("ia3",)))
     assert [entry.num_trained_blocks for entry in ia3] == [2, 4]
 
@@ -242,6 +291,8 @@ def test_what_a_model_has_no_place_for_is_refused():
     vit = build("vit", [3], SGD).backbones["fp32"].anatomy
     with pytest.raises(ModelError, match="A prompt stands before words, and none go into a vit model"):
         refuse_long_prompts(vit, [assigned(KINDS["prompt"])], 10)
+    with pytest.raises(ModelError, match="A prompt stands before words, and none go into a vit model"):
+        refuse_long_prompts(vit, [assigned(KINDS["prefix"])], 10)
     with pytest.raises(ModelError, match="Which linears IA3 rescales is not known for vit models"):
         refuse_long_prompts(vit, [assigned(KINDS["ia3"])], 10)
     bert = build("bert", [3], SGD).backbones["fp32"].anatomy

@@ -60,6 +60,7 @@ def cases(family: str) -> Iterator[Case]:
                 optim="adamw" if i % 2 else "sgd",
                 max_grad_norm=1.0 if i % 2 else None,
                 proximal_mu=0.1 if i % 6 > 3 else 0.0,
+                control_variates=i % 4 == 0,
             ),
         )
 
@@ -80,6 +81,8 @@ def test_traced_bytes_flops_and_wire_are_those_of_the_real_step(family: str) -> 
         tensors = {name: t.contiguous() for name, t in update.delta.tensors().items()}
         assert footprint.up_bytes == len(safetensors.torch.save(tensors)) == wire_bytes(tensors)
         sent = {name: t.contiguous() for name, t in work.sent.tensors().items()}
+        if case.optimizer.control_variates:  # the server's, as large again
+            sent |= {f"variate.{name}": t.clone() for name, t in sent.items()}
         assert footprint.down_bytes == len(safetensors.torch.save(sent))
 
 

@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,21 @@ class Context:
         attention_mask: 1 at real tokens, [N, T].
         rotary: cosine and sine of the positions, [1, T, H] each, for families that rotate.
         input_ids: [N, T]; absent where only hidden states arrived.
+        cache: of earlier tokens, as blocks ask it; none but for what stands before the words.
     """
 
     mask: Tensor | None
     attention_mask: Tensor
     rotary: tuple[Tensor, Tensor] | None = None
     input_ids: Tensor | None = None
+    cache: "Cache | None" = None
+
+
+class Cache(Protocol):
+    """Keys and values that a block's attention reads, as transformers asks for them."""
+
+    def update(self, keys: Tensor, values: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Those of this block with the new ones, [N, G, T, H]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

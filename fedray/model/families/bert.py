@@ -29,7 +29,7 @@ def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Con
 
 
 def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
-    return cast(Tensor, block(hidden, context.mask))
+    return cast(Tensor, block(hidden, context.mask, past_key_values=context.cache))
 
 
 def _head(

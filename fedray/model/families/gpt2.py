@@ -28,7 +28,7 @@ def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Con
 
 
 def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
-    out: Tensor = block(hidden, attention_mask=context.mask)
+    out: Tensor = block(hidden, attention_mask=context.mask, past_key_values=context.cache)
     return out
 
 

@@ -39,7 +39,7 @@ def _context(backbone: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Con
 
 
 def _block(block: nn.Module, hidden: Tensor, context: Context) -> Tensor:
-    return cast(Tensor, block(hidden, attention_mask=context.mask, position_embeddings=context.rotary))
+    return cast(Tensor, block(hidden, context.mask, None, context.cache, position_embeddings=context.rotary))
 
 
 def _head(
