@@ -31,12 +31,12 @@ def main() -> int:
     """Pytest's exit status."""
     os.environ["FEDRAY_TEST_DEVICE"] = "cuda"  # before a test module reads it
     outcomes = Outcomes()
-    asked = ["tests/test_gpu.py", *MOVED, "-m", "not ray", *sys.argv[1:]]
+    asked = ["tests/test_accelerator.py", *MOVED, "-m", "not ray", *sys.argv[1:]]
     status = pytest.main(["-q", "--no-header", *asked], plugins=[outcomes])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     table = Table("check", "outcome", "seconds", title=f"torch {torch.__version__}, {device}")
     for name, outcome, seconds in outcomes.rows:
-        if outcome != "passed" or "test_gpu" in name:
+        if outcome != "passed" or "test_accelerator" in name:
             table.add_row(name, outcome, f"{seconds:.2f}")
     for module in sorted({name.partition("::")[0] for name, _, _ in outcomes.rows}):
         own = [row for row in outcomes.rows if row[0].startswith(module)]

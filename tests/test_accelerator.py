@@ -1,11 +1,17 @@
-"""What only an accelerator can show. Run them all, with a table: python benchmarks/gpu_checks.py."""
+"""Work on an accelerator ends where the CPU's ends: on a pretended one, and on a GPU where there is one.
 
+On a GPU run them all, with a table: python benchmarks/gpu_checks.py.
+"""
+
+import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+import pretended
 from fedray.adapter import Adapter
 from fedray.assignment import ATTENTIONS, Assignment, Attention, Lora, lora_on_top, weights_on_top
 from fedray.cost import WorkShape
@@ -19,11 +25,9 @@ from lone import CONFIGS, DEEP, SIZES, Case, real
 from shop import BLOCKS, TARGETS, assign, build, job
 from split_shop import FAMILIES, cut_at, train_split
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
+ONE_OF_EACH_FAMILY = ["llama", "gpt2", "bert", "vit"]
 SGD = LocalOptimizer(optim="sgd", learning_rate=0.05)
 MIXED = [(4, 2, 9), (1, 4, 4), (2, 1, 13)]  # depth, rank, rows of each client
 
@@ -46,6 +50,22 @@ KINDS: dict[str, dict[str, Any]] = {
 NEEDS_BIASES = ("BitFit",)
 
 
+def on(families: Sequence[str], *, pretended: Sequence[str]) -> pytest.MarkDecorator:
+    """Some families on a pretended accelerator, and all on a GPU."""
+    return pytest.mark.parametrize(
+        ("device", "family"),
+        [
+            *(("pretended", family) for family in pretended),
+            *(pytest.param("cuda", family, marks=[pytest.mark.gpu, NO_GPU]) for family in families),
+        ],
+    )
+
+
+def accelerator(device: str) -> contextlib.AbstractContextManager[str]:
+    """Its name, as torch takes it."""
+    return pretended.accelerator() if device == "pretended" else contextlib.nullcontext(device)
+
+
 def lora(family: str) -> Lora:
     return lora_on_top(DEEP, DEEP, 4, targets=TARGETS[family])
 
@@ -64,45 +84,64 @@ def _delta(update: Update) -> Adapter:
     return update.delta
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "vit"])
-def test_a_pack_on_the_gpu_ends_where_it_ends_on_the_cpu(family: str) -> None:
-    here, there = on_device(family, "cpu"), on_device(family, "cuda")
+@on(ONE_OF_EACH_FAMILY, pretended=["vit"])
+def test_a_pack_on_an_accelerator_ends_where_it_ends_on_the_cpu(device: str, family: str) -> None:
+    here = on_device(family, "cpu")
     jobs = [job(here, family, i, assign(family, d, r)) for i, (d, r, _) in enumerate(MIXED)]
-    for cpu, gpu in zip(train_pack(here, jobs), train_pack(there, jobs), strict=True):
-        assert gap(gpu, cpu) < 1e-3
+    alone = train_pack(here, jobs)
+    with accelerator(device) as name:
+        there = train_pack(on_device(family, name), jobs)
+    for cpu, other in zip(alone, there, strict=True):
+        assert gap(other, cpu) < 1e-3
 
 
+@on(["llama", "gpt2", "bert"], pretended=["bert"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_every_kind_of_work_on_the_gpu_ends_where_it_ends_on_the_cpu(family: str, kind: str) -> None:
+def test_every_kind_of_work_on_an_accelerator_ends_where_it_ends_on_the_cpu(
+    device: str, family: str, kind: str
+) -> None:
     if kind in NEEDS_BIASES and family == "llama":
         pytest.skip("this family has no biases")
-    assignment = Assignment(
-        blocks=tuple(range(DEEP)), **{"adapter": lora(family), "batch_size": 4, **KINDS[kind]}
-    )
+    given = {"adapter": lora(family), "batch_size": 4, **KINDS[kind]}
     case = Case(
         family=family,
-        assignment=assignment,
+        assignment=Assignment(blocks=tuple(range(DEEP)), **given),
         shape=WorkShape(rows=8, tokens=16, attention="memory_efficient"),
         optimizer=SGD,
     )
-    (here, work), (there, _) = real(case, device="cpu"), real(case, device="cuda")
+    here, work = real(case, device="cpu")
     work = replace(work, num_steps=2, seed=3)
-    (cpu,), (gpu,) = train_pack(here, [work]), train_pack(there, [work])
+    (cpu,) = train_pack(here, [work], recompute=True)
+    with accelerator(device) as name:
+        (other,) = train_pack(real(case, device=name)[0], [work], recompute=True)
     # Differences of losses are the gradient where there is no way back, and magnify what is rounded.
-    assert gap(gpu, cpu) < (5e-3 if kind == "forward only" else 1e-3)
+    assert gap(other, cpu) < (5e-3 if kind == "forward only" else 1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_clients_and_a_server_on_the_gpu_end_where_they_end_on_the_cpu(family: str) -> None:
-    here, there = on_device(family, "cpu"), on_device(family, "cuda")
+@on(FAMILIES, pretended=["llama", "bert"])
+def test_clients_and_a_server_on_an_accelerator_end_where_they_end_on_the_cpu(
+    device: str, family: str
+) -> None:
+    here = on_device(family, "cpu")
     cuts = [(0, 0), (2, 1), (3, 0)]
     jobs = [job(here, family, i, cut_at(assign(family, BLOCKS, 2), *cut)) for i, cut in enumerate(cuts)]
-    gpu = train_split(there, jobs)
-    for client, cpu in train_split(here, jobs).items():
-        assert gap(gpu[client], cpu) < 1e-3
+    alone = train_split(here, jobs)
+    with accelerator(device) as name:
+        there = train_split(on_device(family, name), jobs)
+    for client, cpu in alone.items():
+        assert gap(there[client], cpu) < 1e-3
 
 
+def test_a_tensor_left_on_the_cpu_among_those_of_an_accelerator_is_found() -> None:
+    with accelerator("pretended") as name:
+        there = torch.ones(3, device=name)
+        assert (there + 1).device.type == torch.device(name).type
+        with pytest.raises(RuntimeError, match=r"aten::add mixes .* shape \[3\]"):
+            there + torch.ones(3)
+
+
+@pytest.mark.gpu
+@NO_GPU
 def test_the_same_pack_gives_the_same_bits_on_the_gpu() -> None:
     there = on_device("bert", "cuda")
     jobs = [job(there, "bert", i, assign("bert", d, r)) for i, (d, r, _) in enumerate(MIXED)]
@@ -110,6 +149,8 @@ def test_the_same_pack_gives_the_same_bits_on_the_gpu() -> None:
         assert gap(one, other) == 0
 
 
+@pytest.mark.gpu
+@NO_GPU
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", list(CONFIGS))
 def test_counted_bytes_on_the_gpu_are_the_allocators_but_for_what_kernels_hold_inside(
