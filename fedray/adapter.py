@@ -4,7 +4,7 @@ Letters of shapes: R rank, I a linear's input width, O its output width.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,6 +43,11 @@ def part_of(whole: Tensor, place: Place | None) -> Tensor:
         if own is not None:
             whole = whole.index_select(axis, own.to(whole.device))
     return whole
+
+
+def leading(whole: Tensor, shape: Sequence[int]) -> Tensor:
+    """The part of a tensor that starts where it starts, of a shape no larger in any axis; a view."""
+    return whole[tuple(slice(length) for length in shape)]
 
 
 def head_name(name: str) -> str:

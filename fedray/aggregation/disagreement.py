@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedray.adapter import leading
+
 
 class Disagreement:
     """Collects updates one by one, and keeps their weighted sum alone.
@@ -44,7 +46,7 @@ def _added(total: Tensor | None, own: Tensor, weight: float) -> Tensor:
         return own * weight
     if total.shape != own.shape:
         grown = total.new_zeros(tuple(map(max, total.shape, own.shape)))
-        grown[tuple(slice(length) for length in total.shape)] = total
+        leading(grown, total.shape).copy_(total)
         total = grown
-    total[tuple(slice(length) for length in own.shape)] += weight * own
+    leading(total, own.shape).add_(weight * own)
     return total

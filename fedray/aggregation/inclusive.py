@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedray.adapter import Adapter, Factors, GlobalState
+from fedray.adapter import Adapter, Factors, GlobalState, leading
 from fedray.aggregation.factor_mean import FactorMean
 from fedray.aggregation.rule import Accumulator, Aggregation, Transform
 from fedray.errors import ConfigError
@@ -87,7 +87,7 @@ class _DistilledSum:
 
     def _remember(self, depth: int, name: str, change: Tensor, like: Tensor) -> None:
         total = self._groups[depth].setdefault(name, torch.zeros_like(like, dtype=torch.float64))
-        total[tuple(slice(size) for size in change.shape)].add_(change)
+        leading(total, change.shape).add_(change)
 
     @torch.no_grad()
     def finish(self) -> GlobalState:
@@ -131,8 +131,8 @@ class _DistilledSum:
         return [self._last[deeper][other] for other in names if other in self._last[deeper]]
 
     def _mean_of(self, theirs: list[Tensor], own: Tensor) -> Tensor:
-        leading = [tensor[tuple(slice(size) for size in own.shape)] for tensor in theirs]
-        fitting = [tensor for tensor in leading if tensor.shape == own.shape]
+        parts = [leading(tensor, own.shape) for tensor in theirs]
+        fitting = [tensor for tensor in parts if tensor.shape == own.shape]
         if not fitting:
             return own
         beta = self._rule.beta

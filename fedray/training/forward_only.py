@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedray.adapter import Adapter, from_tensors
+from fedray.adapter import Adapter, from_tensors, leading
 from fedray.codec_names import num_seeds
 from fedray.seeds import derive_seed, generator
 from fedray.training.job import Job
@@ -55,7 +55,7 @@ class Directions:
         stacked = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         for place, client in enumerate(members):
             for name, own in _drawn(self._seed(client, number), self._shapes[client], device).items():
-                stacked[name][place][tuple(slice(size) for size in own.shape)] = own
+                leading(stacked[name][place], own.shape).copy_(own)
         return stacked
 
     def along(self, members: Sequence[int], number: int, slopes: Tensor) -> None:

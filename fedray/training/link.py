@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Size, Tensor, empty
 
-from fedray.adapter import Adapter, from_tensors
+from fedray.adapter import Adapter, from_tensors, leading
 from fedray.aggregation.rule import Aggregation
 from fedray.aggregation.secure_sum import as_masked, masked
 from fedray.aggregation.transforms import noised, scaled_by
@@ -38,7 +38,17 @@ Tensors = Mapping[str, Tensor]
 WAYS: tuple[Way, ...] = ("up", "down")
 _OWED = "owed."
 SEEDS = "seeds"
-_PULLS = ("head_learning_rate", "proximal_mu", "tail_penalty")
+# Of the optimizer, where a step is the sum of slopes along directions.
+_BY_SLOPES: Mapping[str, object] = {
+    "optim": "sgd",
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": None,
+    "head_learning_rate": None,
+    "proximal_mu": 0.0,
+    "tail_penalty": 0.0,
+    "control_variates": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,20 +223,7 @@ def refuse_codecs(rule: Aggregation, assignments: Iterable[Assignment]) -> None:
 def refuse_seeds(optimizer: LocalOptimizer, assignments: Iterable[Assignment]) -> None:
     """Raises ConfigError where steps are more than the sum of slopes along directions."""
     asked = next((a.up_codec for a in assignments if num_seeds(a.up_codec) is not None), None)
-    plain = LocalOptimizer(
-        optim="sgd",
-        learning_rate=optimizer.learning_rate,
-        max_grad_norm=None,
-        perturbation_scale=optimizer.perturbation_scale,
-        exit_distillation=optimizer.exit_distillation,
-        exit_ramp_rounds=optimizer.exit_ramp_rounds,
-        tail_gamma=optimizer.tail_gamma,
-    )
-    beside = [
-        name
-        for name in ("optim", "momentum", "weight_decay", "max_grad_norm", *_PULLS)
-        if getattr(optimizer, name) != getattr(plain, name)
-    ]
+    beside = [name for name, plain in _BY_SLOPES.items() if getattr(optimizer, name) != plain]
     if asked is not None and beside:
         raise ConfigError(
             f"up_codec {asked} tells an update by sums of slopes, and training.{beside[0]} = "
@@ -258,9 +255,9 @@ def _relative(changed: Tensors, due: Tensors) -> float | None:
 def _plus(delta: Tensor, owed: Tensor | None) -> Tensor:
     if owed is None:
         return delta
-    both = _at(Size(map(min, delta.shape, owed.shape)))
+    both = tuple(map(min, delta.shape, owed.shape))
     total = delta.clone()
-    total[both] += owed[both]
+    leading(total, both).add_(leading(owed, both))
     return total
 
 
@@ -269,10 +266,7 @@ def _still_owed(before: Tensor | None, left: Tensor | None, reached: Size) -> Te
     if before is None or all(b <= r for b, r in zip(before.shape, reached, strict=True)):
         return left
     whole = before.new_zeros(tuple(map(max, before.shape, reached)))
-    whole[_at(before.shape)] = before
-    whole[_at(reached)] = 0.0 if left is None else left
+    leading(whole, before.shape).copy_(before)
+    part = leading(whole, reached)
+    part.zero_() if left is None else part.copy_(left)
     return whole
-
-
-def _at(shape: Size) -> tuple[slice, ...]:
-    return tuple(slice(length) for length in shape)

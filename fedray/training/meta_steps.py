@@ -118,15 +118,14 @@ class MetaSteps:
         subject, backbone = self._subject, self._subject.backbone_of(assignment)
         anatomy = backbone.anatomy
         observer = counter if isinstance(counter, ByteCounter) else None
-        sent = self.adapter(assignment)
-        stack = stack_of([sent], subject.optimizer, "meta")
-        stack.statistics = statistics_of(subject.observables, anatomy, assignment, stack.steps)
         _, job = self._alone(assignment, shape)
+        stack = stack_of([job.sent], subject.optimizer, "meta")
+        stack.statistics = statistics_of(subject.observables, anatomy, assignment, stack.steps)
         follow(stack, [job], subject.optimizer, subject.anatomies[assignment.dtype])
         batch = subject.meta_batch(shape.rows, shape.tokens)
         if observer is not None:
             observer.hold(weights(anatomy, assignment), "weights")
-            hold_stack(observer, stack, [sent])
+            hold_stack(observer, stack, [job.sent])
             observer.hold(list(batch.values()), "activations")
         course = course_of(assignment, shape.attention, recompute=True)
         course = replace(course, distillation=subject.optimizer.exit_distillation)

@@ -70,16 +70,22 @@ def _own_names(anatomy: Anatomy, adapter: Weights, assignment: Assignment) -> tu
     return tuple(name for name in every if name in own)
 
 
+def largest_shapes(anatomy: Anatomy, menu: Iterable[Assignment]) -> dict[str, tuple[int, ...]]:
+    """The `trained_shapes` of all of a menu's assignments, each the largest that any of them has."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for assignment in menu:
+        for name, shape in trained_shapes(anatomy, assignment).items():
+            shapes[name] = max(shape, shapes.get(name, shape))
+    return shapes
+
+
 def initial_weights(anatomy: Anatomy, menu: Iterable[Assignment], run_seed: int) -> dict[str, Tensor]:
     """All that any of the menu's assignments trains, before round 1, at its largest.
 
     The model's own are what they are, in its order. IA3's vectors are ones; a prompt is the embeddings of
     words drawn by the seed, as 2104.08691 has it, and a prefix such words' keys and values (2101.00190).
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for assignment in menu:
-        for name, shape in trained_shapes(anatomy, assignment).items():
-            shapes[name] = max(shape, shapes.get(name, shape))
+    shapes = largest_shapes(anatomy, menu)
     own = [name for name, _ in anatomy.model.named_parameters() if name in shapes]
     weights = pretrained(anatomy.model, own)
     weights |= {name: torch.ones(shapes[name]) for name in sorted(shapes) if is_added(name)}

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedray.adapter import WEIGHTS, Adapter, Factors
+from fedray.adapter import Adapter, Factors
 from fedray.aggregation.secure_sum import MASKED
 from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.model.anatomy import Anatomy
 from fedray.model.wire import wire_bytes
 from fedray.seeds import derive_seed
 from fedray.trained import Prompt, Weights
-from fedray.training.own_weights import trained_shapes
+from fedray.training.own_weights import largest_shapes, trained_shapes
 from fedray.training.shares import head_prefixes
 
 
@@ -105,12 +105,8 @@ def _natural(prefix: str) -> tuple[str, int]:
 
 def masked_bytes(anatomy: Anatomy, menu: Sequence[Assignment], num_labels: int) -> int:
     """What a masked update takes on the wire: a word for everything that anybody trains."""
-    start = initial_adapter(anatomy, menu, num_labels, 0)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for assignment in menu:
-        for name, shape in trained_shapes(anatomy, assignment).items():
-            shapes[f"{WEIGHTS}{name}"] = max(shape, shapes.get(f"{WEIGHTS}{name}", shape))
-    length = sum(map(prod, shapes.values())) + sum(tensor.numel() for tensor in start.tensors().values())
+    start = initial_adapter(anatomy, menu, num_labels, 0).tensors().values()
+    length = sum(map(prod, largest_shapes(anatomy, menu).values())) + sum(tensor.numel() for tensor in start)
     return wire_bytes({MASKED: torch.empty(length, dtype=torch.int32, device="meta")})
 
 
