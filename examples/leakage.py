@@ -89,12 +89,11 @@ def texts() -> Scene:
     return set_scene(load_config({"data": {"max_length": 48}, "runtime": "local"}), None)
 
 
-def pictures(images: str, vit: str) -> Scene:
-    """A ViT and images, all in one place."""
-    data = {"source": images, "partitioner": "iid", "num_clients": 8}
-    return set_scene(
-        load_config({"model": vit, "task": "image_classification", "data": data, "runtime": "local"}), None
-    )
+def pictures(images: str, vit: str, shape: Sequence[int] | None = None) -> Scene:
+    """A ViT and images, at most two thousand; ``shape`` is that of raw pixels."""
+    data = {"source": images, "partitioner": "iid", "num_clients": 8, "max_rows": 2000}
+    task = {"name": "image_classification", "options": {"image_shape": list(shape)} if shape else {}}
+    return set_scene(load_config({"model": vit, "task": task, "data": data, "runtime": "local"}), None)
 
 
 def small_vit(folder: Path) -> str:
@@ -346,10 +345,10 @@ def write(rows: Sequence[Row], out: Path) -> None:
     draw(rows, out / "picture.png")
 
 
-def every(images: str, vit: str | None) -> Iterator[Row]:
+def every(images: str, vit: str | None, shape: Sequence[int] | None) -> Iterator[Row]:
     """All rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        shown = pictures(images, vit or small_vit(Path(folder)))
+        shown = pictures(images, vit or small_vit(Path(folder)), shape)
         yield from at_cuts(shown, images=True)
         yield from of_image_updates(shown)
     scene = texts()
@@ -366,10 +365,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the table and the figure")
     parser.add_argument("--images", default="glyphs", help="what data.source takes; drawn letters if absent")
     parser.add_argument("--vit", help="a vision transformer's folder or id; a random small one if absent")
+    parser.add_argument(
+        "--image-shape", type=int, nargs="+", help="of images that are raw pixels, such as 28 28"
+    )
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    for row in every(given.images, given.vit):
+    for row in every(given.images, given.vit, given.image_shape):
         show(row)
         rows.append(row)
     write(rows, given.out)

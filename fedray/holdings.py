@@ -22,6 +22,12 @@ class Holdings:
         self._column: dict[Piece, int] = {}
         self._sizes: Ints = np.zeros(0, np.int64)
         self._held: NDArray[np.bool_] = np.zeros((num_clients, 0), np.bool_)
+        self._ever: NDArray[np.bool_] = np.zeros((num_clients, 0), np.bool_)
+
+    @property
+    def preinstalled(self) -> bool:
+        """Whether every client holds every piece from the start."""
+        return self._preinstalled
 
     @property
     def num_clients(self) -> int:
@@ -66,6 +72,12 @@ class Holdings:
         overflows = rows @ self._sizes > storage_bytes
         rows[np.ix_(overflows, np.setdiff1d(np.arange(len(self._sizes)), columns))] = False
         self._held[client_ids] = rows
+        self._ever[np.ix_(client_ids, np.array(columns, np.int64))] = True
+
+    def ever_held(self, client_id: int) -> frozenset[str]:
+        """Pieces that have reached a client, given up or not; none of a model that lay there already."""
+        own = self._ever[client_id]
+        return frozenset(piece for (piece, _), column in self._column.items() if own[column])
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Everything, as arrays for a checkpoint; `from_arrays` reads them back."""
@@ -74,6 +86,7 @@ class Holdings:
             "dtypes": np.array([dtype for _, dtype in self._column], dtype=np.str_),
             "sizes": self._sizes.copy(),
             "held": np.packbits(self._held, axis=1),
+            "ever": np.packbits(self._ever, axis=1),
             "num_clients": np.array(self.num_clients),
             "preinstalled": np.array(self._preinstalled),
         }
@@ -85,15 +98,18 @@ class Holdings:
         names = zip(arrays["pieces"].tolist(), arrays["dtypes"].tolist(), strict=True)
         store._column = {piece: column for column, piece in enumerate(names)}
         store._sizes = arrays["sizes"].astype(np.int64)
-        bits = np.unpackbits(arrays["held"].astype(np.uint8), axis=1, count=len(store._column))
-        store._held = bits.astype(np.bool_)
+        count = len(store._column)
+        store._held, store._ever = (
+            np.unpackbits(arrays[name].astype(np.uint8), axis=1, count=count).astype(np.bool_)
+            for name in ("held", "ever")
+        )
         return store
 
     def _column_of(self, piece: Piece, size: int) -> int:
         if piece not in self._column:
             self._column[piece] = len(self._sizes)
             self._sizes = np.append(self._sizes, np.int64(size))
-            self._held = np.pad(self._held, ((0, 0), (0, 1)))
+            self._held, self._ever = (np.pad(bits, ((0, 0), (0, 1))) for bits in (self._held, self._ever))
         column = self._column[piece]
         assert self._sizes[column] == size, f"{piece} was {self._sizes[column]} bytes, now {size}"
         return column

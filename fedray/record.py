@@ -34,7 +34,10 @@ class ClientRecord:
     rounds overlap, ``round`` is the one that the update landed in; ``start_seconds`` are virtual, from the
     run's start until the client was asked; and ``staleness`` counts the versions of the state after the one
     it was sent. ``padding_bytes`` are those of the sent ones that a masked update has beyond the plain one of
-    the same assignment. ``attack`` names what an attacker did, and is shown to no policy.
+    the same assignment. ``held_blocks`` are those of the frozen model that have reached the client so far,
+    whole or in part, at any dtype (``0-2, 5``), and ``held_share`` is the share of the model's bytes that
+    they are with its stem and head, if it has these: who was sent a block can keep it. ``attack`` names what
+    an attacker did, and is shown to no policy.
     """
 
     round: int
@@ -75,6 +78,8 @@ class ClientRecord:
     compute_seconds: float = 0.0
     send_seconds: float = 0.0
     lost_share: float | None = None
+    held_blocks: str = ""
+    held_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

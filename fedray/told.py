@@ -1,12 +1,13 @@
 """Client records: what is known once a round has closed, and what training adds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
 from fedray.clock import ClosedRound
 from fedray.closing import short_of_memory
 from fedray.cost import WorkShape
+from fedray.holdings import Holdings
 from fedray.observable import statistics_to_json
 from fedray.progress import Progress
 from fedray.record import ClientRecord, Outcome
@@ -31,8 +32,10 @@ def told_by_the_clock(
     rows = []
     terms, base_delta = asked.schedule.terms, progress.state.base_delta
     broadcast = cache(lambda assignment: broadcast_bytes(scene.anatomy, base_delta, assignment))
+    sizes = scene.anatomy.piece_bytes()
     for i, job in enumerate(asked.jobs):
         client, at = job.client_id, int(asked.positions[i])
+        held_blocks, held_share = held_so_far(progress.holdings, client, sizes)
         sent_bytes = job.sent_bytes + broadcast(job.assignment)
         rows.append(
             ClientRecord(
@@ -71,9 +74,38 @@ def told_by_the_clock(
                 receive_seconds=float(closed.receive_seconds[i]),
                 compute_seconds=float(closed.compute_seconds[i]),
                 send_seconds=float(closed.send_seconds[i]),
+                held_blocks=held_blocks,
+                held_share=held_share,
             )
         )
     return rows
+
+
+def held_so_far(holdings: Holdings, client: int, sizes: Mapping[str, int]) -> tuple[str, float]:
+    """Blocks of the frozen model that a client has ever held, as ``0-2, 5``, and their share of its bytes.
+
+    Args:
+        holdings: of the run; with a preinstalled model everybody has all.
+        client: its id.
+        sizes: bytes of the whole model's pieces, such as ``block.3``.
+    """
+    # A part of a block, or one in few bits, is a piece of its own: "block.3 in 4 bits".
+    pieces = {name.partition(" ")[0] for name in holdings.ever_held(client)}
+    pieces = set(sizes) if holdings.preinstalled else pieces & set(sizes)
+    blocks = sorted(int(name.removeprefix("block.")) for name in pieces if name.startswith("block."))
+    share = sum(sizes[name] for name in pieces) / sum(sizes.values())
+    return in_runs(blocks), share
+
+
+def in_runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers with what follows each other as one: ``0-2, 5``; empty for none."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _attack(scene: Scene, client: int) -> str:

@@ -99,3 +99,15 @@ def test_a_client_ends_with_the_last_pieces_it_received(receipts):
 def test_a_preinstalled_store_comes_back_preinstalled():
     again = Holdings.from_arrays(Holdings(3, preinstalled=True).to_arrays())
     assert again.missing_bytes(np.arange(3), TWO_BLOCKS, "fp32").tolist() == [0, 0, 0]
+
+
+def test_what_was_given_up_was_held_all_the_same_and_is_known_after_a_checkpoint():
+    store = Holdings(3)
+    store.receive(np.array([0, 1]), TWO_BLOCKS, "fp32", ROOMY)
+    store.receive(np.array([0]), {"block.5": 100}, "bf16", np.array([120]))
+    assert store.missing_bytes(np.array([0]), {"block.0": 100}, "fp32").tolist() == [100]
+    again = Holdings.from_arrays(store.to_arrays())
+    for one in (store, again):
+        assert one.ever_held(0) == {"stem", "block.0", "block.1", "head", "block.5"}
+        assert one.ever_held(1) == set(TWO_BLOCKS)
+        assert one.ever_held(2) == set()

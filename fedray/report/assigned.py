@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import assert_never
 
+import numpy as np
+
 from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.cost import MARGIN
 from fedray.record import ClientRecord
@@ -56,7 +58,32 @@ def mix(givens: Sequence[Given], classes: Sequence[DeviceClass]) -> Section:
     knobs = ("Assignment",) if _is_wide(asked) else tuple(_KNOBS[i] for i in shown)
     rows = [_mix_row(one, asked, shown) for one in givens[:MAX_ASSIGNMENTS]]
     body += html_table(("", *knobs, *(c.name for c in asked)), rows, words=1 + len(knobs)) + _more(givens)
+    body += _held(asked)
     return Section(anchor="mix", title=title, body=body)
+
+
+def _held(classes: Sequence[DeviceClass]) -> str:
+    """Who has ever been sent how much of the frozen model; nothing where all of it went to everybody."""
+    last = [(c.name, {record.client_id: record.held_share for record in c.records}) for c in classes]
+    every = {share for _, shares in last for share in shares.values()}
+    # A run of before there was this column has zeros alone.
+    if every <= {1.0} or every == {0.0}:
+        return ""
+    rows: list[list[Cell]] = [
+        [
+            name,
+            str(len(shares)),
+            str(sum(share == 1 for share in shares.values())),
+            f"{100 * float(np.median(list(shares.values()))):.0f} %",
+            f"{100 * max(shares.values()):.0f} %",
+        ]
+        for name, shares in last
+    ]
+    head = ("Device class", "Clients", "Held all of it", "Median share", "Largest share")
+    return paragraph(
+        "What of the frozen model has ever reached a client, in bytes of the whole: whoever was sent a block "
+        "can keep it. Which blocks stands in clients.parquet (held_blocks)."
+    ) + html_table(head, rows)
 
 
 def _more(givens: Sequence[Given]) -> str:

@@ -22,6 +22,7 @@ from fedray.record import ClientRecord, RoundRecord
 from fedray.scene import Scene
 from fedray.scheduler import Pricing, ask_menu, ask_selection, decide, price_menu
 from fedray.simulation.replay import Recorded
+from fedray.told import held_so_far
 
 # What a policy is shown of every client where nobody trains.
 _LOSS = 1.0
@@ -91,7 +92,7 @@ def play_round(
     outing = within_deadline(scene, outing)
     closed = close_on_clock(scene, simulated.holdings, outing)
     closed = replace(closed, virtual_seconds=begins - elapsed + closed.virtual_seconds)
-    clients = _records(scene, outing, closed)
+    clients = _records(scene, outing, closed, simulated.holdings)
     if recorded is not None:
         clients = recorded.replayed(number, clients)
     told = _told(scene, clients, outing.given)
@@ -107,11 +108,14 @@ def play_round(
     return record
 
 
-def _records(scene: Scene, outing: Outing, closed: ClosedRound) -> list[ClientRecord]:
+def _records(scene: Scene, outing: Outing, closed: ClosedRound, holdings: Holdings) -> list[ClientRecord]:
     """One row per client that was given something, without what training would add."""
     as_text = cache(Assignment.to_json)
     cohort = outing.cohort
     columns = _columns(scene, outing, closed)
+    sizes = scene.anatomy.piece_bytes()
+    held = [held_so_far(holdings, client, sizes) for client in columns["client_id"]]
+    columns |= {"held_blocks": [blocks for blocks, _ in held], "held_share": [share for _, share in held]}
     memory = zip(outing.device.memory_bytes.tolist(), cohort.device.memory_bytes.tolist(), strict=True)
     why = [
         short_of_memory(has, says) if outcome == "oom" else ""
