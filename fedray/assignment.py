@@ -209,6 +209,16 @@ class Assignment:
         return sum(self.trained)
 
     @property
+    def adapts_all_it_runs(self) -> bool:
+        """Whether it is LoRA on every block, all of them run by the client: what submodels are made of."""
+        return isinstance(self.adapter, Lora) and not self.split and all(self.adapter.ranks)
+
+    @property
+    def trains_all_it_holds(self) -> bool:
+        """Whether nothing is frozen: all weights of every block, with the stem's and the last norm's."""
+        return isinstance(self.adapter, Weights) and self.adapter.part == "all" and self.adapter.stem
+
+    @property
     def max_rank(self) -> int:
         """The largest rank of any block, 0 without an adapter."""
         return max(self.adapter.ranks) if isinstance(self.adapter, Lora) else 0

@@ -21,7 +21,6 @@ from fedray.assignment import Assignment
 from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers, State, View
-from fedray.trained import Weights
 
 RUNG = "result"
 PAPER = "2212.01548"
@@ -35,11 +34,7 @@ class FedRolex:
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """The entries that train everything they hold, narrower ones moved to this round's window."""
-        whole = [
-            entry
-            for entry in view.menu
-            if isinstance(entry.adapter, Weights) and entry.adapter.part == "all" and entry.adapter.stem
-        ]
+        whole = [entry for entry in view.menu if entry.trains_all_it_holds]
         if all(entry.width is None for entry in whole):
             raise PolicyError(
                 "fedrolex trains all weights of narrower models, and the menu has none; give menu.tunings: "

@@ -20,7 +20,6 @@ from fedray.assignment import Assignment
 from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers, View
-from fedray.trained import Weights
 from fedray.width import OrderedDropout, Width
 
 RUNG = "definition"
@@ -35,11 +34,7 @@ class Fjord:
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """The entries that train everything they hold; all but the narrowest with ordered dropout."""
-        whole = [
-            entry
-            for entry in view.menu
-            if isinstance(entry.adapter, Weights) and entry.adapter.part == "all" and entry.adapter.stem
-        ]
+        whole = [entry for entry in view.menu if entry.trains_all_it_holds]
         widths = {entry.width for entry in whole if entry.width is not None}
         if not widths:
             raise PolicyError(

@@ -17,7 +17,6 @@ import numpy as np
 from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Cohort, Offers
-from fedray.trained import Weights
 
 RUNG = "definition"
 PAPER = "2010.01264"
@@ -28,9 +27,7 @@ aggregation = "coverage_mean"
 
 def assign(cohort: Cohort, offers: Offers) -> Ints:
     """The widest part that fits, of the entries that train everything they hold."""
-    whole = [
-        isinstance(e.adapter, Weights) and e.adapter.part == "all" and e.adapter.stem for e in offers.menu
-    ]
+    whole = [entry.trains_all_it_holds for entry in offers.menu]
     if not any(own and entry.width is not None for own, entry in zip(whole, offers.menu, strict=True)):
         raise PolicyError(
             "heterofl trains all weights of narrower models, and the menu has none; give menu.tunings: "

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.assignment import Assignment, HeadOnly, Lora, lora_on_top
+from fedray.assignment import Assignment, HeadOnly, Lora, lora_on_top, weights_on_top
 from fedray.errors import ConfigError
 from fedray.width import Width
 
@@ -166,3 +166,18 @@ def test_text_that_is_no_assignment_is_refused(text):
 def test_json_with_a_refused_value_keeps_the_sentence_of_the_refusal():
     with pytest.raises(ConfigError, match="batch_size must be at least 1"):
         Assignment.from_json(TOP_TWO.to_json().replace('"batch_size": 8', '"batch_size": 0'))
+
+
+def test_who_adapts_every_block_and_who_trains_everything_is_told_apart():
+    lora = lora_on_top(3, 3, 4, targets=("query",))
+    full = weights_on_top(3, 3, "all", stem=True)
+    adapting = {
+        "every block": Assignment(blocks=(0, 1, 2), adapter=lora),
+        "the top": Assignment(blocks=(0, 1, 2), adapter=lora_on_top(3, 2, 4, targets=("query",))),
+        "below a cut": Assignment(blocks=(0,), adapter=lora, split=True),
+        "all weights": Assignment(blocks=(0, 1, 2), adapter=full),
+        "without the stem": Assignment(blocks=(0, 1, 2), adapter=dataclasses.replace(full, stem=False)),
+        "biases": Assignment(blocks=(0, 1, 2), adapter=weights_on_top(3, 3, "bias", stem=True)),
+    }
+    assert [name for name, entry in adapting.items() if entry.adapts_all_it_runs] == ["every block"]
+    assert [name for name, entry in adapting.items() if entry.trains_all_it_holds] == ["all weights"]

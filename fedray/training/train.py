@@ -20,7 +20,6 @@ from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
 from fedray.codec_names import num_seeds
 from fedray.model.anatomy import Anatomy
 from fedray.seeds import derive_seed
-from fedray.trained import Weights
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Rows, batch_plan, bucket
 from fedray.training.forward_only import Directions
 from fedray.training.job import Job, Update
@@ -103,8 +102,7 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
 
 def _part(a: Assignment) -> Width | None:
     """What of the frozen model a pack shares; where nothing is frozen its size alone."""
-    everything = isinstance(a.adapter, Weights) and a.adapter.part == "all" and a.adapter.stem
-    return a.width.at_start() if a.width is not None and everything else a.width
+    return a.width.at_start() if a.width is not None and a.trains_all_it_holds else a.width
 
 
 def _trained_sides(a: Assignment) -> tuple[bool, bool]:

@@ -34,7 +34,7 @@ class DevFT:
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """Of each whole LoRA entry on all blocks its part in this round's stage."""
-        whole = [e for e in view.menu if isinstance(e.adapter, Lora) and not e.split and all(e.adapter.ranks)]
+        whole = [entry for entry in view.menu if entry.adapts_all_it_runs]
         if not whole:
             raise PolicyError(
                 "devft_style trains LoRA on submodels, and the menu has no entry with it on all blocks; "

@@ -36,7 +36,7 @@ class DropPEFT:
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """Of each whole LoRA entry on all blocks the leading ones for every share, as a price of any."""
-        whole = [e for e in view.menu if isinstance(e.adapter, Lora) and not e.split and all(e.adapter.ranks)]
+        whole = [entry for entry in view.menu if entry.adapts_all_it_runs]
         if not whole:
             raise PolicyError(
                 "droppeft_style leaves out blocks of whole models, and the menu has none with LoRA on all "

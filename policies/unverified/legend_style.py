@@ -34,7 +34,7 @@ class Legend:
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """Of each whole LoRA entry on all blocks, every depth with rising ranks."""
-        whole = [e for e in view.menu if isinstance(e.adapter, Lora) and not e.split and all(e.adapter.ranks)]
+        whole = [entry for entry in view.menu if entry.adapts_all_it_runs]
         if not whole:
             raise PolicyError(
                 "legend_style puts LoRA on the top blocks of whole models, and the menu has none with it on "
