@@ -11,7 +11,7 @@ from fedray.report.phases import (
     MOST,
     PHASES,
     Shares,
-    asked_in,
+    asked_by_round,
     in_order,
     overlaps,
     phases_of,
@@ -35,7 +35,7 @@ STRAGGLES = 2.0
 def timeline(run: Run) -> Section:
     """Who did what when, in the round of median length."""
     one = usual_round(run)
-    asked = in_order(asked_in(run, one))
+    asked = in_order(asked_by_round(run)[one.round])
     shown = asked if len(asked) <= MAX_CLIENTS else [asked[i] for i in _evenly(len(asked))]
     body = paragraph(
         f"Round {one.round}, the one of median length; a bar is a client, the slowest on top, from when it "

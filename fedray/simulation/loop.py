@@ -139,6 +139,7 @@ def _records(scene: Scene, outing: Outing, closed: ClosedRound) -> list[ClientRe
 
 def _columns(scene: Scene, outing: Outing, closed: ClosedRound) -> dict[str, list[Any]]:
     cohort, terms = outing.cohort, outing.terms
+    padding = scene.padding_bytes(outing.given, cohort.tokens.tolist(), cohort.attention.tolist())
     arrays = {
         "client_id": cohort.client_ids,
         "device_class": cohort.device_class,
@@ -160,23 +161,12 @@ def _columns(scene: Scene, outing: Outing, closed: ClosedRound) -> dict[str, lis
         "predicted_boundary_down_bytes": terms.boundary_down_bytes,
         "num_messages": closed.num_messages,
         "predicted_seconds": terms.virtual_seconds,
-        "padding_bytes": _padding(scene, outing, closed),
+        "padding_bytes": np.where([outcome == "ok" for outcome in closed.outcomes], padding, 0),
         "receive_seconds": closed.receive_seconds,
         "compute_seconds": closed.compute_seconds,
         "send_seconds": closed.send_seconds,
     }
     return {name: array.tolist() for name, array in arrays.items()}
-
-
-def _padding(scene: Scene, outing: Outing, closed: ClosedRound) -> np.ndarray:
-    """Of masked updates, [clients]; 0 where none was sent."""
-    cohort = outing.cohort
-    shapes = zip(outing.given, cohort.tokens.tolist(), cohort.attention.tolist(), strict=True)
-    found = [
-        scene.padding_bytes(given, WorkShape(rows=given.batch_size, tokens=tokens, attention=attention))
-        for given, tokens, attention in shapes
-    ]
-    return np.where([outcome == "ok" for outcome in closed.outcomes], found, 0)
 
 
 def _told(
