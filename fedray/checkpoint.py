@@ -25,7 +25,7 @@ from fedray.errors import ConfigError
 from fedray.holdings import Holdings
 from fedray.policy_state import freeze_state, thaw_state
 from fedray.progress import Progress, Verdict
-from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, table
+from fedray.record import ClientRecord, EvaluationRecord, Record, RoundRecord, table
 from fedray.training.job import ClientState
 from fedray.underway import UnderWay
 from fedray.whole_file import PART, replaced
@@ -69,9 +69,7 @@ def exists(out: Path) -> bool:
 
 
 def _save(out: Path, progress: Progress) -> None:
-    write_table(out / "rounds.parquet", table(progress.rounds, RoundRecord))
-    write_table(out / "clients.parquet", table(progress.clients, ClientRecord))
-    write_table(out / "evaluations.parquet", table(progress.evaluations, EvaluationRecord))
+    write_records(out, progress.rounds, progress.clients, progress.evaluations)
     folder = out / FOLDER
     final = folder / f"round-{progress.finished_rounds:06d}"
     part = final.with_name(final.name + PART)
@@ -105,10 +103,17 @@ def load(out: Path) -> Progress | None:
         ) from error
 
 
-def write_table(path: Path, rows: pa.Table) -> None:
-    """A Parquet file that is whole or not there."""
-    with replaced(path) as part:
-        pq.write_table(rows, part)
+def write_records(
+    out: Path,
+    rounds: Sequence[RoundRecord],
+    clients: Sequence[ClientRecord],
+    evaluations: Sequence[EvaluationRecord],
+) -> None:
+    """The three tables of a run, each whole or as it was."""
+    kept: tuple[Sequence[Record], ...] = (rounds, clients, evaluations)
+    for (name, kind), records in zip(RECORDS.items(), kept, strict=True):
+        with replaced(out / f"{name}.parquet") as part:
+            pq.write_table(table(records, kind), part)
 
 
 def _complete(folder: Path) -> list[Path]:

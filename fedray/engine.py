@@ -1,6 +1,5 @@
 """The round loop: select, price, decide, train, aggregate, record."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,13 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from fedray import checkpoint, rounds
-from fedray.adapter import Adapter, GlobalState
+from fedray.adapter import Adapter
 from fedray.averaging import after_averaging
 from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
 from fedray.evaluation import evaluate, headline, with_membership
-from fedray.holdings import Holdings
 from fedray.landing import play_until_closed
 from fedray.model.added import is_added
 from fedray.model.anatomy import dissect
@@ -28,8 +26,8 @@ from fedray.model.whole_model import save_model
 from fedray.policy import State
 from fedray.policy_loading import name_in_python
 from fedray.privacy import sampling_rate, with_epsilon
-from fedray.progress import Progress, history_of
-from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
+from fedray.progress import Progress, begun, history_of
+from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, summed
 from fedray.report import write_report
 from fedray.rounds import Runtime, Trained
 from fedray.scene import Scene, furnish, set_scene
@@ -79,8 +77,7 @@ def run(
     """
     scene = _scene(config, policy)
     adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, config.seed)
-    holdings = Holdings(scene.num_clients, preinstalled=config.provision == "preinstalled")
-    progress = Progress(state=GlobalState(adapter=adapter), holdings=holdings)
+    progress = begun(scene.num_clients, adapter, preinstalled=config.provision == "preinstalled")
     return _continued(scene, progress, out, show, watch, taps)
 
 
@@ -257,27 +254,13 @@ def _refuse_a_fleet_that_nothing_fits(scene: Scene, progress: Progress) -> None:
 def _summed(
     number: int, played: _Played, evaluations: list[EvaluationRecord], wall_seconds: float
 ) -> RoundRecord:
-    clients = played.clients
-    outcomes = Counter(record.outcome for record in clients)
     accuracy, loss = headline(evaluations)
-    return RoundRecord(
-        round=number,
+    seconds = played.virtual_seconds
+    return replace(
+        summed(number, played.clients, virtual_seconds=seconds, wall_seconds=wall_seconds),
         accuracy=accuracy,
         loss=loss,
-        virtual_seconds=played.virtual_seconds,
-        wall_seconds=wall_seconds,
-        up_bytes=sum(record.up_bytes for record in clients),
-        down_bytes=sum(record.down_bytes + record.provision_bytes for record in clients),
-        joules=sum(record.joules for record in clients),
-        num_ok=outcomes["ok"],
-        num_late=outcomes["late"],
-        num_dropped=outcomes["dropped"],
-        num_oom=outcomes["oom"],
-        num_failed=outcomes["failed"],
         drift=played.drift,
-        waiting_seconds=sum(record.waiting_seconds for record in clients),
-        boundary_up_bytes=sum(record.boundary_up_bytes for record in clients),
-        boundary_down_bytes=sum(record.boundary_down_bytes for record in clients),
         server_joules=played.server_joules,
         sampling_rate=played.sampling_rate,
         attack_success=next((e.accuracy for e in evaluations if e.split == "backdoor"), None),

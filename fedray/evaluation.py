@@ -1,6 +1,6 @@
 """The global state on rows that nobody trains on: on whole models, or by sweeps over the server's shards."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,19 +31,25 @@ def evaluate(scene: Scene, state: GlobalState, round_number: int, runtime: Runti
         found = [outputs[row] for row in own.tolist()]
         read = own if split != "backdoor" or scene.poisoning is None else scene.poisoning.originals
         metrics = scene.task.metrics(found, [scene.rows[row] for row in read.tolist()])
-        seen = split != "unseen" and client >= 0
-        records.append(
-            EvaluationRecord(
-                round=round_number,
-                split=split,  # type: ignore[arg-type]
-                client_id=client,
-                device_class=str(scene.fleet.device_class(np.array([client]))[0]) if seen else "",
-                num_rows=len(own),
-                accuracy=metrics["accuracy"],
-                loss=metrics["loss"],
-            )
-        )
+        records.append(scored(scene, round_number, (split, client, own), metrics))
     return records
+
+
+def scored(
+    scene: Scene, round_number: int, group: tuple[str, int, Rows], metrics: Mapping[str, float]
+) -> EvaluationRecord:
+    """The record of what was measured on one group of rows: its split, its client or -1, and the rows."""
+    split, client, rows = group
+    seen = split != "unseen" and client >= 0
+    return EvaluationRecord(
+        round=round_number,
+        split=split,  # type: ignore[arg-type]
+        client_id=client,
+        device_class=str(scene.fleet.device_class(np.array([client]))[0]) if seen else "",
+        num_rows=len(rows),
+        accuracy=metrics["accuracy"],
+        loss=metrics["loss"],
+    )
 
 
 def with_membership(

@@ -7,13 +7,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedray.adapter import Adapter, GlobalState
+from fedray.adapter import Adapter
 from fedray.assignment import Assignment
 from fedray.config import Config
 from fedray.environment import CACHE_DIR
-from fedray.holdings import Holdings
 from fedray.policy import Offers
-from fedray.progress import Progress
+from fedray.progress import begun
 from fedray.rounds import pricing_of
 from fedray.scene import Scene, set_scene
 from fedray.scheduler import Schedule, ask_menu, decide, price_menu, refuse_if_nothing_fits
@@ -83,8 +82,8 @@ def plan(config: Config, policy: object | None = None) -> Plan:
     """
     scene = set_scene(config, CACHE_DIR, policy)
     everybody = np.arange(scene.num_clients)
-    holdings = Holdings(len(everybody), preinstalled=config.provision == "preinstalled")
-    pricing = pricing_of(scene, Progress(state=GlobalState(adapter=Adapter()), holdings=holdings), 1)
+    start = begun(len(everybody), Adapter(), preinstalled=config.provision == "preinstalled")
+    pricing = pricing_of(scene, start, 1)
     menu = ask_menu(scene.policy, scene.view(1, ()))
     cohort = scene.cohort(1, everybody)
     offers = price_menu(menu, cohort, pricing)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedray.adapter import GlobalState
+from fedray.adapter import Adapter, GlobalState
 from fedray.holdings import Holdings
 from fedray.observable import statistics_from_json
 from fedray.policy import State
@@ -78,3 +78,10 @@ def history_of(records: Sequence[ClientRecord]) -> list[Mapping[str, object]]:
         | {"statistics": statistics_from_json(record.statistics)}
         for record in records
     ]
+
+
+def begun(num_clients: int, adapter: Adapter, *, preinstalled: bool) -> Progress:
+    """A run before its first round: an adapter, and devices that hold the model already or nothing."""
+    return Progress(
+        state=GlobalState(adapter=adapter), holdings=Holdings(num_clients, preinstalled=preinstalled)
+    )

@@ -1,5 +1,6 @@
 """What was measured: a row per round and a row per client-round, and the Arrow schemas they leave."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -139,6 +140,32 @@ class EvaluationRecord:
     num_rows: int
     accuracy: float
     loss: float
+
+
+def summed(
+    number: int, clients: Sequence[ClientRecord], *, virtual_seconds: float, wall_seconds: float
+) -> RoundRecord:
+    """What a round's clients come to together; what else was measured of it is for the caller to add."""
+    outcomes = Counter(record.outcome for record in clients)
+    return RoundRecord(
+        round=number,
+        accuracy=None,
+        loss=None,
+        virtual_seconds=virtual_seconds,
+        wall_seconds=wall_seconds,
+        up_bytes=sum(record.up_bytes for record in clients),
+        down_bytes=sum(record.down_bytes + record.provision_bytes for record in clients),
+        joules=sum(record.joules for record in clients),
+        num_ok=outcomes["ok"],
+        num_late=outcomes["late"],
+        num_dropped=outcomes["dropped"],
+        num_oom=outcomes["oom"],
+        num_failed=outcomes["failed"],
+        drift=0.0,
+        waiting_seconds=sum(record.waiting_seconds for record in clients),
+        boundary_up_bytes=sum(record.boundary_up_bytes for record in clients),
+        boundary_down_bytes=sum(record.boundary_down_bytes for record in clients),
+    )
 
 
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}

@@ -18,7 +18,7 @@ from fedray.aggregation.chosen import choose_rule
 from fedray.aggregation.joining import refuse_to_join
 from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_local_rules, agreed_pace
-from fedray.assignment import Assignment, Dtype
+from fedray.assignment import Assignment, Attention, Dtype
 from fedray.clock import draw_online
 from fedray.config.sections import Config
 from fedray.cost import Footprint, Ints, WorkShape
@@ -118,9 +118,23 @@ class Scene:
         traced = self.tracer(assignment, shape)
         return traced if self.masked_bytes is None else replace(traced, up_bytes=self.masked_bytes)
 
-    def padding_bytes(self, assignment: Assignment, shape: WorkShape) -> int:
-        """Of a masked update those beyond the plain one; fewer than none where one header takes less."""
-        return 0 if self.masked_bytes is None else self.masked_bytes - self.tracer(assignment, shape).up_bytes
+    def padding_bytes(
+        self, given: Sequence[Assignment], tokens: Sequence[int], attention: Sequence[Attention]
+    ) -> Ints:
+        """Of masked updates those beyond the plain ones, [clients]; fewer than none where one header is less.
+
+        Args:
+            given: what each client does.
+            tokens: what its longest row is padded to, [clients].
+            attention: its kernel, [clients].
+        """
+        found = np.zeros(len(given), np.int64)
+        if self.masked_bytes is None:
+            return found
+        for i, (one, padded, kernel) in enumerate(zip(given, tokens, attention, strict=True)):
+            shape = WorkShape(rows=one.batch_size, tokens=padded, attention=kernel)
+            found[i] = self.masked_bytes - self.tracer(one, shape).up_bytes
+        return found
 
     def meta_batch(self, rows: int, tokens: int) -> Batch:
         """A batch of these shapes on the meta device."""

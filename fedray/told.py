@@ -6,14 +6,13 @@ from functools import cache
 
 from fedray.clock import ClosedRound
 from fedray.closing import short_of_memory
-from fedray.cost import WorkShape
 from fedray.holdings import Holdings
 from fedray.observable import statistics_to_json
 from fedray.progress import Progress
 from fedray.record import ClientRecord, Outcome
 from fedray.rounds import Asked, Trained, broadcast_bytes
 from fedray.scene import Scene
-from fedray.training.job import Job, Update
+from fedray.training.job import Update
 from fedray.units import show_bytes
 
 
@@ -31,9 +30,13 @@ def told_by_the_clock(
     """
     rows = []
     terms, base_delta = asked.schedule.terms, progress.state.base_delta
+    jobs = asked.jobs
+    padding = scene.padding_bytes(
+        [job.assignment for job in jobs], [job.tokens for job in jobs], [job.attention for job in jobs]
+    )
     broadcast = cache(lambda assignment: broadcast_bytes(scene.anatomy, base_delta, assignment))
     sizes = scene.anatomy.piece_bytes()
-    for i, job in enumerate(asked.jobs):
+    for i, job in enumerate(jobs):
         client, at = job.client_id, int(asked.positions[i])
         held_blocks, held_share = held_so_far(progress.holdings, client, sizes)
         sent_bytes = job.sent_bytes + broadcast(job.assignment)
@@ -70,7 +73,7 @@ def told_by_the_clock(
                 predicted_seconds=float(terms.virtual_seconds[at]),
                 start_seconds=asked.begins,
                 attack=_attack(scene, client),
-                padding_bytes=_padding(scene, job) if closed.outcomes[i] == "ok" else 0,
+                padding_bytes=int(padding[i]) if closed.outcomes[i] == "ok" else 0,
                 receive_seconds=float(closed.receive_seconds[i]),
                 compute_seconds=float(closed.compute_seconds[i]),
                 send_seconds=float(closed.send_seconds[i]),
@@ -111,11 +114,6 @@ def in_runs(numbers: Sequence[int]) -> str:
 def _attack(scene: Scene, client: int) -> str:
     plan = scene.poisoning
     return plan.name if plan is not None and client in plan.attackers else ""
-
-
-def _padding(scene: Scene, job: Job) -> int:
-    shape = WorkShape(rows=job.assignment.batch_size, tokens=job.tokens, attention=job.attention)
-    return scene.padding_bytes(job.assignment, shape)
 
 
 def told_by_training(record: ClientRecord, trained: Trained) -> ClientRecord:

@@ -1,6 +1,5 @@
 """Training without averaging: each learner goes on from what it had, round by round, and is evaluated so."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -10,10 +9,10 @@ import numpy as np
 from fedray import rounds
 from fedray.adapter import Adapter, GlobalState, applied
 from fedray.cost import Ints
-from fedray.evaluation import evaluate, headline
+from fedray.evaluation import evaluate, headline, scored
 from fedray.policy import Pace
 from fedray.progress import Progress
-from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
+from fedray.record import ClientRecord, EvaluationRecord, summed
 from fedray.rounds import Asked, Runtime
 from fedray.runtime.carrier import EvaluateRows, TrainPack
 from fedray.scene import Scene
@@ -67,7 +66,9 @@ def learn_alone(learners: Learners, progress: Progress, runtime: Runtime) -> Non
         evaluations = _evaluated(learners, progress.state, own, number, runtime) if due else []
         progress.clients += clients
         progress.evaluations += evaluations
-        progress.rounds.append(_summed(number, clients, evaluations, seconds, perf_counter() - started))
+        accuracy, loss = headline(evaluations)
+        record = summed(number, clients, virtual_seconds=seconds, wall_seconds=perf_counter() - started)
+        progress.rounds.append(replace(record, accuracy=accuracy, loss=loss))
 
 
 def _asked(learners: Learners, progress: Progress, number: int, own: Mapping[int, Adapter]) -> Asked:
@@ -141,42 +142,5 @@ def _evaluated(
         metrics = scene.task.metrics(
             in_order(rows, chunks, answers), [scene.rows[row] for row in rows.tolist()]
         )
-        found.append(
-            EvaluationRecord(
-                round=number,
-                split="test",
-                client_id=client,
-                device_class=str(scene.fleet.device_class(np.array([client]))[0]),
-                num_rows=len(rows),
-                accuracy=metrics["accuracy"],
-                loss=metrics["loss"],
-            )
-        )
+        found.append(scored(scene, number, ("test", client, rows), metrics))
     return found
-
-
-def _summed(
-    number: int,
-    clients: Sequence[ClientRecord],
-    evaluations: Sequence[EvaluationRecord],
-    virtual_seconds: float,
-    wall_seconds: float,
-) -> RoundRecord:
-    outcomes = Counter(record.outcome for record in clients)
-    accuracy, loss = headline(evaluations)
-    return RoundRecord(
-        round=number,
-        accuracy=accuracy,
-        loss=loss,
-        virtual_seconds=virtual_seconds,
-        wall_seconds=wall_seconds,
-        up_bytes=0,
-        down_bytes=sum(record.down_bytes + record.provision_bytes for record in clients),
-        joules=sum(record.joules for record in clients),
-        num_ok=outcomes["ok"],
-        num_late=outcomes["late"],
-        num_dropped=outcomes["dropped"],
-        num_oom=outcomes["oom"],
-        num_failed=outcomes["failed"],
-        drift=0.0,
-    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 from scipy.stats import bootstrap
 
 from fedray.comparison.entrants import Trial, said
-from fedray.comparison.measures import COSTS, Measure, measures_of, trajectory_of
+from fedray.comparison.measures import COSTS, Measure, Trajectory, measures_of, trajectory_of
 from fedray.report.reading import Run
 
 # Below this many seeds an interval would say more of the method than of the policies.
@@ -55,12 +56,18 @@ class Difference:
     seeds: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots, which a cached property has no place beside.
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """A trial and what it left."""
 
     trial: Trial
     run: Run
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """Of the run; worked out once."""
+        return trajectory_of(self.run)
 
 
 def targets_of(runs: Sequence[Finished], target: float | None) -> dict[str, float]:
@@ -69,7 +76,7 @@ def targets_of(runs: Sequence[Finished], target: float | None) -> dict[str, floa
     for setting, here in by_setting(runs).items():
         finals: dict[str, list[float]] = {}
         for one in here:
-            final = None if one.trial.entrant.yardstick else trajectory_of(one.run).final
+            final = None if one.trial.entrant.yardstick else one.trajectory.final
             if final is not None:
                 finals.setdefault(one.trial.entrant.label, []).append(final)
         best = max((median(values) for values in finals.values()), default=0.0)
@@ -135,15 +142,12 @@ def table_of(rows: Sequence[Row]) -> pa.Table:
 
 def _of_one_seed(here: Sequence[Finished], target: float) -> list[Row]:
     contestants = [one for one in here if one.trial.entrant.yardstick is None]
-    trajectories = [trajectory_of(one.run) for one in contestants]
-    budgets = {cost: min((t.totals[cost] for t in trajectories), default=0.0) for cost in COSTS}
+    budgets = {cost: min((one.trajectory.totals[cost] for one in contestants), default=0.0) for cost in COSTS}
     clients = sorted({record.client_id for one in contestants for record in one.run.clients})
     return [
         _row(one.trial, measure)
         for one in here
-        for measure in measures_of(
-            one.run, trajectory_of(one.run), budgets=budgets, target=target, clients=clients
-        )
+        for measure in measures_of(one.run, one.trajectory, budgets=budgets, target=target, clients=clients)
         if one.trial.entrant.yardstick is None or measure.name in OF_YARDSTICKS
     ]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedray.comparison.contest import Finished
-from fedray.comparison.measures import COSTS, Trajectory, trajectory_of
+from fedray.comparison.measures import COSTS, Trajectory
 from fedray.cost import Floats
 from fedray.report.drawing import (
     ACCENT,
@@ -35,7 +35,7 @@ def cost_figure(runs: Sequence[Finished]) -> str:
     for one in runs:
         if one.trial.entrant.yardstick is not None:
             continue
-        by_policy.setdefault(one.trial.entrant.label, []).append(trajectory_of(one.run))
+        by_policy.setdefault(one.trial.entrant.label, []).append(one.trajectory)
     costs = [cost for cost in COSTS if any(t.totals[cost] for found in by_policy.values() for t in found)]
     kept: list[str] = []
     with figure(2.6 + 0.16 * len(by_policy), kept.append) as drawn:

@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from fedray.comparison.contest import Finished
 from fedray.comparison.entrants import Entrant, Settings, Trial, said
-from fedray.comparison.measures import trajectory_of
 from fedray.comparison.runs import wall_seconds
 from fedray.report.reading import Run
 from fedray.report.tallies import curves
@@ -62,7 +61,7 @@ def tried_of(runs: Sequence[Finished]) -> list[Tried]:
     """What tuning came to and cost."""
     chosen, found = chosen_of(runs), []
     for one in runs:
-        trial, totals = one.trial, trajectory_of(one.run).totals
+        trial, totals = one.trial, one.trajectory.totals
         key = trial.entrant.label, said(trial.setting)
         found.append(
             Tried(

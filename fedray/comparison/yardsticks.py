@@ -15,14 +15,12 @@ the first round.
 Neither is tuned, and neither is part of a budget or a target.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fedray import checkpoint
-from fedray.adapter import GlobalState
 from fedray.assignment import Assignment
 from fedray.comparison.alone import Learners, learn_alone
 from fedray.comparison.entrants import Yardstick
@@ -33,8 +31,7 @@ from fedray.holdings import Holdings
 from fedray.model.anatomy import dissect
 from fedray.policy import Cohort, Offers
 from fedray.policy_loading import adapt_policy
-from fedray.progress import Progress
-from fedray.record import ClientRecord, EvaluationRecord, Record, RoundRecord, table
+from fedray.progress import begun
 from fedray.report import write_report
 from fedray.runtime.local import LocalRuntime
 from fedray.scene import Scene, furnish, set_scene
@@ -65,19 +62,12 @@ def play_yardstick(kind: Yardstick, config: Config, out: Path) -> None:
     blueprint, stock, model = furnish(learners.scene, "cpu")
     adapter = initial_adapter(scene.anatomy, scene.menu, scene.num_labels, config.seed)
     adapter = replace(adapter, weights=initial_weights(dissect(model), scene.menu, config.seed))
-    holdings = Holdings(scene.num_clients, preinstalled=config.provision == "preinstalled")
-    progress = Progress(state=GlobalState(adapter=adapter), holdings=holdings)
+    progress = begun(scene.num_clients, adapter, preinstalled=config.provision == "preinstalled")
     runtime = LocalRuntime(blueprint, stock)
     try:
         with run_folder(out, config, blueprint.device, blueprint.threads):
             learn_alone(learners, progress, runtime)
-            found: list[tuple[str, type[Record], Sequence[Record]]] = [
-                ("rounds", RoundRecord, progress.rounds),
-                ("clients", ClientRecord, progress.clients),
-                ("evaluations", EvaluationRecord, progress.evaluations),
-            ]
-            for name, kind_of, records in found:
-                checkpoint.write_table(out / f"{name}.parquet", table(records, kind_of))
+            checkpoint.write_records(out, progress.rounds, progress.clients, progress.evaluations)
     finally:
         runtime.close()
     write_report(out)

@@ -1,5 +1,6 @@
 """Where virtual time went: what clients did in a round, and what rounds waited for."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -63,10 +64,7 @@ def shares_of(run: Run) -> Shares:
     """Of a whole run whose rounds do not overlap."""
     longest, everybody = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0)
     present = 0.0
-    for one in run.rounds:
-        asked = asked_in(run, one)
-        if not asked:
-            continue
+    for asked in asked_by_round(run).values():
         end = max(record.virtual_seconds for record in asked)
         present += end * len(asked)
         last = max(asked, key=lambda record: (record.virtual_seconds, -record.client_id))
@@ -79,9 +77,12 @@ def shares_of(run: Run) -> Shares:
     return Shares(of_rounds=of_rounds, of_clients=of_clients, idle=max(1.0 - sum(of_clients.values()), 0.0))
 
 
-def asked_in(run: Run, one: RoundRecord) -> list[ClientRecord]:
-    """The clients of a round, by id."""
-    return sorted((r for r in run.clients if r.round == one.round), key=lambda record: record.client_id)
+def asked_by_round(run: Run) -> dict[int, list[ClientRecord]]:
+    """The clients of each round that asked somebody, by id; rounds in order."""
+    found: dict[int, list[ClientRecord]] = defaultdict(list)
+    for record in sorted(run.clients, key=lambda record: (record.round, record.client_id)):
+        found[record.round].append(record)
+    return dict(found)
 
 
 def usual_round(run: Run) -> RoundRecord:
@@ -94,9 +95,9 @@ def usual_round(run: Run) -> RoundRecord:
 def slowest_over_median(run: Run) -> float:
     """How much longer than its median client a round's last one took, the median over rounds."""
     found = []
-    for one in run.rounds:
-        seconds = [record.virtual_seconds for record in asked_in(run, one)]
-        if seconds and median(seconds) > 0:
+    for asked in asked_by_round(run).values():
+        seconds = [record.virtual_seconds for record in asked]
+        if median(seconds) > 0:
             found.append(max(seconds) / median(seconds))
     return median(found) if found else 1.0
 

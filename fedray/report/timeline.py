@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedray.record import ClientRecord
+from fedray.report.coverage import covered, lost_by_codec, trained_by_few
 from fedray.report.drawing import INK, figure, from_zero, second_scale
 from fedray.report.markup import Cell, Section, html_table, paragraph, picture
 from fedray.report.phases import (
     MOST,
     PHASES,
     Shares,
-    asked_in,
+    asked_by_round,
     in_order,
     overlaps,
     phases_of,
@@ -28,6 +29,8 @@ _LOOKS = (("0.93", ""), ("0.35", ""), ("0.80", "///"), ("1.0", "..."), ("0.62", 
 MOSTLY_LOST = 0.5
 # Nearly nothing in common, and in the last half of the evaluations no more gained than this.
 UNLIKE, STALLED = 0.9, 0.02
+# A rule that alone moves the products by this much a round undoes what is learnt.
+ERODES = 0.1
 # A last client this many times slower than the median one is what the round waits for.
 STRAGGLES = 2.0
 
@@ -35,7 +38,7 @@ STRAGGLES = 2.0
 def timeline(run: Run) -> Section:
     """Who did what when, in the round of median length."""
     one = usual_round(run)
-    asked = in_order(asked_in(run, one))
+    asked = in_order(asked_by_round(run)[one.round])
     shown = asked if len(asked) <= MAX_CLIENTS else [asked[i] for i in _evenly(len(asked))]
     body = paragraph(
         f"Round {one.round}, the one of median length; a bar is a client, the slowest on top, from when it "
@@ -84,13 +87,20 @@ def timeline_figure(records: Sequence[ClientRecord]) -> str:
 
 
 def held_back(run: Run) -> Section:
-    """Shares of virtual time, and what they say of the run."""
+    """Shares of virtual time, what reached the model, and what they say of the run."""
     title = "What held this run back"
-    if overlaps(run):
-        body = paragraph("Rounds overlapped, so no round waited for one client; shares are not told.")
-        return Section(anchor="held-back", title=title, body=body)
-    shares = shares_of(run)
-    said = "".join(paragraph(sentence) for sentence in verdicts(run, shares))
+    shares = None if overlaps(run) else shares_of(run)
+    body = "".join(paragraph(sentence) for sentence in verdicts(run, shares))
+    body += paragraph(_measured(run)) * bool(_measured(run))
+    if shares is None:
+        body += paragraph("Rounds overlapped, so no round waited for one client; shares are not told.")
+    else:
+        body += _by_phase(shares)
+    body += covered(run.clients) + lost_by_codec(run.clients)
+    return Section(anchor="held-back", title=title, body=body)
+
+
+def _by_phase(shares: Shares) -> str:
     rows: list[list[Cell]] = [
         [phase, _percent(shares.of_rounds[phase]), _percent(shares.of_clients[phase])]
         for phase in PHASES
@@ -101,13 +111,7 @@ def held_back(run: Run) -> Section:
         "Of the rounds: of each round's last client, which it ended with. Of all clients: of the time from "
         "being asked until the last of the round was done."
     )
-    body = (
-        said
-        + paragraph(_measured(run)) * bool(_measured(run))
-        + html_table(("Phase", "Of the rounds", "Of all clients"), rows)
-        + paragraph(note, quiet=True)
-    )
-    return Section(anchor="held-back", title=title, body=body)
+    return html_table(("Phase", "Of the rounds", "Of all clients"), rows) + paragraph(note, quiet=True)
 
 
 def _measured(run: Run) -> str:
@@ -126,12 +130,23 @@ def _measured(run: Run) -> str:
         )
     drift = sum(one.drift for one in run.rounds)
     if drift:
-        found.append(f"The rule's own drift, without any training: {drift:.2g}, summed over rounds.")
+        found.append(
+            f"The rule's own drift, by which a round without any training would move the products: "
+            f"{_percent(float(np.median([one.drift for one in run.rounds])))} of their length in the median."
+        )
     return " ".join(found)
 
 
-def verdicts(run: Run, shares: Shares) -> list[str]:
+def verdicts(run: Run, shares: Shares | None) -> list[str]:
     """What stands out, a sentence each; that nothing does where nothing does."""
+    found = [] if shares is None else _of_time(run, shares)
+    others = (_compressed(run), _unlike(run), _eroded(run), trained_by_few(run.clients))
+    found += [sentence for sentence in others if sentence]
+    most = "" if shares is None else ": no phase takes more than half of the rounds' time"
+    return found or [f"Nothing stands out{most}."]
+
+
+def _of_time(run: Run, shares: Shares) -> list[str]:
     found = []
     if shares.on_links > MOST:
         found.append(
@@ -155,8 +170,7 @@ def verdicts(run: Run, shares: Shares) -> list[str]:
             f"Held up by stragglers: a round's last client took {ratio:.1f} times as long as its median one. "
             "A deadline or a goal (pace), or less work for the slow, ends rounds earlier."
         )
-    found += [sentence for sentence in (_compressed(run), _unlike(run)) if sentence]
-    return found or ["Nothing stands out: no phase takes more than half of the rounds' time."]
+    return found
 
 
 def _compressed(run: Run) -> str:
@@ -183,6 +197,17 @@ def _unlike(run: Run) -> str:
         f"Stalled by unlike data: in the last half nothing was gained (accuracy {before:.3f} before), and "
         f"updates had {_percent(max(1 - float(np.median(later)), 0.0))} in common. Fewer local steps, a "
         "smaller step size, training.proximal_mu or more clients a round pull them together."
+    )
+
+
+def _eroded(run: Run) -> str:
+    usual = float(np.median([one.drift for one in run.rounds]))
+    if usual <= ERODES:
+        return ""
+    return (
+        f"Eroded by the rule: a round in which nobody learns would move the products by {_percent(usual)} "
+        "of their length, in the median, by aggregation alone. A rule that keeps L1 (factor_mean, flora) "
+        "does not."
     )
 
 

@@ -5,7 +5,7 @@ numbers in every column that training does not make. It knows no losses: a polic
 that all are alike, unless those of a recorded run are replayed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -13,7 +13,7 @@ from time import perf_counter
 from fedray import checkpoint
 from fedray.config import Config
 from fedray.environment import CACHE_DIR, run_folder
-from fedray.record import ClientRecord, EvaluationRecord, Record, RoundRecord, table
+from fedray.record import ClientRecord, RoundRecord
 from fedray.report import write_report
 from fedray.simulation.devices import simulated_scene
 from fedray.simulation.loop import Simulated, play_round
@@ -73,10 +73,4 @@ def simulate(
 
 def _write(out: Path, simulated: Simulated, recorded: Recorded | None) -> None:
     evaluations = () if recorded is None else recorded.evaluations_until(len(simulated.rounds))
-    found: list[tuple[str, type[Record], Sequence[Record]]] = [
-        ("rounds", RoundRecord, simulated.rounds),
-        ("clients", ClientRecord, simulated.clients),
-        ("evaluations", EvaluationRecord, evaluations),
-    ]
-    for name, kind, rows in found:
-        checkpoint.write_table(out / f"{name}.parquet", table(rows, kind))
+    checkpoint.write_records(out, simulated.rounds, simulated.clients, evaluations)

@@ -1,6 +1,5 @@
 """One simulated round: select, price, decide and close as a run does, and write down what that came to."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,7 +17,7 @@ from fedray.observable import Observable
 from fedray.policy import State
 from fedray.privacy import sampling_rate, with_epsilon
 from fedray.progress import history_of
-from fedray.record import ClientRecord, RoundRecord
+from fedray.record import ClientRecord, RoundRecord, summed
 from fedray.scene import Scene
 from fedray.scheduler import Pricing, ask_menu, ask_selection, decide, price_menu
 from fedray.simulation.replay import Recorded
@@ -99,8 +98,12 @@ def play_round(
     simulated.policy_state = scene.policy.observe(told, schedule.state)
     simulated.history += told
     simulated.clients += clients
-    record = _summed(number, clients, closed, perf_counter() - started)
-    record = replace(record, sampling_rate=sampling_rate(scene.privacy, view))
+    wall_seconds = perf_counter() - started
+    record = replace(
+        summed(number, clients, virtual_seconds=closed.virtual_seconds, wall_seconds=wall_seconds),
+        server_joules=closed.server_joules,
+        sampling_rate=sampling_rate(scene.privacy, view),
+    )
     record = with_epsilon(scene.privacy, record, simulated.rounds, simulated.clients)
     if recorded is not None:
         record = recorded.scored(record)
@@ -143,6 +146,7 @@ def _records(scene: Scene, outing: Outing, closed: ClosedRound, holdings: Holdin
 
 def _columns(scene: Scene, outing: Outing, closed: ClosedRound) -> dict[str, list[Any]]:
     cohort, terms = outing.cohort, outing.terms
+    padding = scene.padding_bytes(outing.given, cohort.tokens.tolist(), cohort.attention.tolist())
     arrays = {
         "client_id": cohort.client_ids,
         "device_class": cohort.device_class,
@@ -164,23 +168,12 @@ def _columns(scene: Scene, outing: Outing, closed: ClosedRound) -> dict[str, lis
         "predicted_boundary_down_bytes": terms.boundary_down_bytes,
         "num_messages": closed.num_messages,
         "predicted_seconds": terms.virtual_seconds,
-        "padding_bytes": _padding(scene, outing, closed),
+        "padding_bytes": np.where([outcome == "ok" for outcome in closed.outcomes], padding, 0),
         "receive_seconds": closed.receive_seconds,
         "compute_seconds": closed.compute_seconds,
         "send_seconds": closed.send_seconds,
     }
     return {name: array.tolist() for name, array in arrays.items()}
-
-
-def _padding(scene: Scene, outing: Outing, closed: ClosedRound) -> np.ndarray:
-    """Of masked updates, [clients]; 0 where none was sent."""
-    cohort = outing.cohort
-    shapes = zip(outing.given, cohort.tokens.tolist(), cohort.attention.tolist(), strict=True)
-    found = [
-        scene.padding_bytes(given, WorkShape(rows=given.batch_size, tokens=tokens, attention=attention))
-        for given, tokens, attention in shapes
-    ]
-    return np.where([outcome == "ok" for outcome in closed.outcomes], found, 0)
 
 
 def _told(
@@ -218,29 +211,3 @@ def _by_block(assignment: Assignment, num_blocks: int) -> np.ndarray:
         if trained and trained[block if assignment.split else place]:
             values[block] = 1.0
     return values
-
-
-def _summed(
-    number: int, clients: Sequence[ClientRecord], closed: ClosedRound, wall_seconds: float
-) -> RoundRecord:
-    outcomes = Counter(record.outcome for record in clients)
-    return RoundRecord(
-        round=number,
-        accuracy=None,
-        loss=None,
-        virtual_seconds=closed.virtual_seconds,
-        wall_seconds=wall_seconds,
-        up_bytes=sum(record.up_bytes for record in clients),
-        down_bytes=sum(record.down_bytes + record.provision_bytes for record in clients),
-        joules=sum(record.joules for record in clients),
-        num_ok=outcomes["ok"],
-        num_late=outcomes["late"],
-        num_dropped=outcomes["dropped"],
-        num_oom=outcomes["oom"],
-        num_failed=outcomes["failed"],
-        drift=0.0,
-        waiting_seconds=sum(record.waiting_seconds for record in clients),
-        boundary_up_bytes=sum(record.boundary_up_bytes for record in clients),
-        boundary_down_bytes=sum(record.boundary_down_bytes for record in clients),
-        server_joules=closed.server_joules,
-    )
