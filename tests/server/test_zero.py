@@ -114,7 +114,7 @@ def test_a_step_over_shards_is_the_step_of_the_whole_model_and_has_the_bits_of_o
     jobs = [job(workshop, family, c, cut_at(whole, cut, tail)) for c, (cut, tail) in enumerate(knobs)]
     split, alone = over_shards(groups[num_shards], family, workshop, jobs), train_whole(workshop, jobs)
     for client in alone:
-        assert distance(split[client].delta, alone[client].delta) < 1e-6
+        assert distance(split[client].delta, alone[client].delta) < 4e-6  # some dozen roundings of fp32
         assert split[client].loss == pytest.approx(alone[client].loss, rel=1e-6)
     packs = packs_of(jobs, PER_PACK)
     assert_same_updates(split, ridden(workshop, packs, in_process(workshop, packs, num_shards=num_shards)))
