@@ -59,13 +59,18 @@ def _recompute(config: Config) -> str | None:
     return "menu.recompute has nothing to recompute without menu.ranks; drop it or give ranks."
 
 
-def _proximal(config: Config) -> str | None:
-    mu = config.training.proximal_mu
-    if not mu or not config.menu.cuts:
+def _local_rules(config: Config) -> str | None:
+    does = {
+        "proximal_mu": "holds whole models near a round's start",
+        "tail_penalty": "is of clients that train whole models",
+    }
+    asked = [(name, getattr(config.training, name)) for name in does]
+    name, value = next(((name, value) for name, value in asked if value), ("", 0.0))
+    if not value or not config.menu.cuts:
         return None
     return (
-        f"training.proximal_mu = {mu:g} holds whole models near a round's start, and under menu.cuts a "
-        "server trains a part of them; drop one of the two."
+        f"training.{name} = {value:g} {does[name]}, and under menu.cuts a server trains a part of them; "
+        "drop one of the two."
     )
 
 
@@ -90,16 +95,6 @@ def _variates(config: Config) -> str | None:
     }
     why = next((reason for reason, holds in against.items() if holds), None)
     return None if why is None else f"{asked} follow each update as it is, and {why}; drop one of the two."
-
-
-def _tails(config: Config) -> str | None:
-    penalty = config.training.tail_penalty
-    if not penalty or not config.menu.cuts:
-        return None
-    return (
-        f"training.tail_penalty = {penalty:g} is of clients that train whole models, and under menu.cuts a "
-        "server trains a part of them; drop one of the two."
-    )
 
 
 def _joining(config: Config) -> str | None:
@@ -238,10 +233,9 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _trained_clients,
     _menu,
     _recompute,
-    _proximal,
+    _local_rules,
     _variates,
     _exits,
-    _tails,
     _pace,
     _joining,
     _actors,
