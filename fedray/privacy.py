@@ -73,7 +73,9 @@ def with_epsilon(
     if mechanism is None:
         return record
     rates = [one.sampling_rate for one in (*before, record) if one.sampling_rate is not None]
-    most = most_updates((one.client_id, one.outcome) for one in clients)
+    # Central noise is accounted by rates alone, and a long run has many client-rounds to count.
+    sent = clients if mechanism.where == "local" else ()
+    most = most_updates((one.client_id, one.outcome) for one in sent)
     return replace(record, epsilon=mechanism.epsilon(rates, most))
 
 
