@@ -45,7 +45,7 @@ def test_where_rows_are_unlike_the_ratio_names_members_that_the_loss_does_not():
 
 def test_a_model_that_overfits_gives_members_away_to_shadows_too_and_a_fresh_one_does_not():
     workshop = build("bert", [16, 44], OVERFIT)
-    own = job(workshop, "bert", 0, assign("bert", BLOCKS, 8, num_epochs=15))
+    own = job(workshop, "bert", 0, assign("bert", BLOCKS, 8, num_epochs=40))
     members, others = workshop.partitions
     shadows = trained_shadows(workshop, own, np.concatenate([members, others]), 6, seed=3)
     assert [len(shadow.rows) for shadow in shadows] == [30] * 6
