@@ -67,7 +67,6 @@ class Anatomy:
         attention_mask: Tensor,
         prompt: Tensor | None = None,
         cache: Cache | None = None,
-        num_before: int = 0,
     ) -> Flow:
         """What goes in to what the first block reads. Raises ModelError for rows that are too long.
 
@@ -75,11 +74,10 @@ class Anatomy:
             inputs: what the batch calls ``family.inputs``: token ids [N, T], or images [N, C, height, width].
             attention_mask: 1 at real tokens, [N, T]; all of an image's are.
             prompt: of each row, [N, P, D], before its words; what the blocks read is then [N, P + T, D].
-            cache: what blocks read beside the words.
-            num_before: tokens that it has before them; 0 where words begin.
+            cache: what blocks read beside the words; these stand behind the tokens that it has.
         """
-        if num_before:
-            flow = self._behind(inputs, attention_mask, prompt, num_before)
+        if cache is not None and cache.num_tokens:
+            flow = self._behind(inputs, attention_mask, prompt, cache.num_tokens)
             return replace(flow, context=replace(flow.context, cache=cache))
         if prompt is not None:
             attention_mask = torch.cat([attention_mask.new_ones(prompt.shape[:2]), attention_mask], dim=1)

@@ -41,6 +41,8 @@ class Prefix:
 class _Listener:
     """Looks like an empty cache, and keeps the keys and values that pass."""
 
+    num_tokens = 0
+
     def __init__(self) -> None:
         self.seen: dict[int, Tensor] = {}
 

@@ -149,8 +149,7 @@ class PackedForward:
         self._enter(("stem", 0), "activations")
         inputs, mask = batch[anatomy.family.inputs], batch["attention_mask"]
         prompt = prompt_rows(self._factors, len(mask))
-        prefix = prefix_of(self._factors, len(mask))
-        flow = anatomy.stem(inputs, mask, prompt, prefix, 0 if prefix is None else prefix.num_tokens)
+        flow = anatomy.stem(inputs, mask, prompt, prefix_of(self._factors, len(mask)))
         passage = Passage(self._backbone, self._course, self._factors, flow.context, layout, self._observer)
         depths = passage.depths(flow.hidden if layout is None else layout.tighten(flow.hidden))
         if prompt is not None:

@@ -52,6 +52,10 @@ class Context:
 class Cache(Protocol):
     """Keys and values that a block's attention reads, as transformers asks for them."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Those that it has before the words."""
+
     def update(self, keys: Tensor, values: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """Those of this block with the new ones, [N, G, T, H]."""
 
