@@ -60,18 +60,17 @@ def _recompute(config: Config) -> str | None:
 
 
 def _local_rules(config: Config) -> str | None:
-    does = {
-        "proximal_mu": "holds whole models near a round's start",
-        "tail_penalty": "is of clients that train whole models",
-    }
-    asked = [(name, getattr(config.training, name)) for name in does]
-    name, value = next(((name, value) for name, value in asked if value), ("", 0.0))
-    if not value or not config.menu.cuts:
-        return None
-    return (
-        f"training.{name} = {value:g} {does[name]}, and under menu.cuts a server trains a part of them; "
-        "drop one of the two."
-    )
+    for name, does in (
+        ("proximal_mu", "holds whole models near a round's start"),
+        ("tail_penalty", "is of clients that train whole models"),
+    ):
+        value = getattr(config.training, name)
+        if value and config.menu.cuts:
+            return (
+                f"training.{name} = {value:g} {does}, and under menu.cuts a server trains a part of them; "
+                "drop one of the two."
+            )
+    return None
 
 
 def _variates(config: Config) -> str | None:

@@ -17,8 +17,8 @@ _WHERE = {
 
 def is_protected(run: Run) -> bool:
     """Whether there is anything to say."""
-    is_protected_here = is_private(run) or _is_noised_at_cuts(run) or _is_masked(run)
-    return is_protected_here or _is_attacked(run) or bool(_told(run))
+    asked = (is_private, _is_noised_at_cuts, _is_masked, _is_attacked)
+    return any(is_so(run) for is_so in asked) or bool(_told(run))
 
 
 def is_private(run: Run) -> bool:

@@ -91,7 +91,8 @@ def held_back(run: Run) -> Section:
     title = "What held this run back"
     shares = None if overlaps(run) else shares_of(run)
     body = "".join(paragraph(sentence) for sentence in verdicts(run, shares))
-    body += paragraph(_measured(run)) * bool(_measured(run))
+    if measured := _measured(run):
+        body += paragraph(measured)
     if shares is None:
         body += paragraph("Rounds overlapped, so no round waited for one client; shares are not told.")
     else:
