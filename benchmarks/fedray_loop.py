@@ -9,7 +9,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from fedray.runtime.carrier import TrainPack
 from fedray.runtime.local import LocalRuntime
 from fedray.seeds import derive_seed
 from fedray.training.data import Encoded, Rows, batch_plan
-from fedray.training.job import Job
+from fedray.training.job import Job, lone_job
 from fedray.training.link import as_received
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.shapes import site_ranks
@@ -135,19 +135,10 @@ def run(setting: Setting, running: Running, out: Path) -> None:
 
 def _job(setting: Setting, client: int, sent: Adapter) -> Job:
     rows, assignment = setting.rows[client], setting.assignments[client]
-    return Job(
-        round=0,  # the same in every round, and with it the order of the batches: see _partitions
-        client_id=client,
-        dispatch=0,
-        version=0,
-        seed=0,
-        assignment=assignment,
-        attention="memory_efficient",
-        sent=sent,
-        num_rows=len(rows),
-        num_steps=assignment.num_steps(len(rows)),
-        tokens=max(len(row) for row in rows),
-    )
+    longest = max(len(row) for row in rows)
+    alone = lone_job(assignment, sent, num_rows=len(rows), tokens=longest)
+    # The same round always, and with it the order of the batches: see _partitions.
+    return replace(alone, round=0, client_id=client)
 
 
 def _first(setting: Setting) -> GlobalState:

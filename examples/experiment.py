@@ -32,10 +32,12 @@ def ran(out: Path, config: Mapping[str, Any], policy: Any = None) -> Path:
     return out
 
 
-def write(rows: Rows, out: Path, draw: Callable[[Rows, Path], None]) -> None:
-    """The table and the picture of what is done so far."""
+def write(
+    rows: Rows, out: Path, draw: Callable[[Rows, Path], None], columns: Sequence[str] | None = None
+) -> None:
+    """The table and the picture of what is done so far; columns are the first row's unless told."""
     with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, columns or list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     draw(rows, out / "picture.png")

@@ -19,7 +19,6 @@ drowned in noise, and before LoRA's B has moved, it must fail.
 """
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
+from experiment import write
 from fedray.adapter import Adapter, applied
 from fedray.assignment import Assignment, lora_on_top
 from fedray.attacks.inversion import Sent, commonest, token_recovery
@@ -45,7 +45,7 @@ from fedray.mechanism import Mechanism
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import load_backbone
 from fedray.scene import Scene, furnish, set_scene
-from fedray.training.job import Job
+from fedray.training.job import Job, lone_job
 from fedray.training.link import as_received, on_its_way
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone
@@ -178,23 +178,6 @@ def moved(adapter: Adapter, deviation: float = 0.02) -> Adapter:
     return replace(adapter, factors=factors)
 
 
-def job_of(scene: Scene, assignment: Assignment, rows: int, sent: Adapter) -> Job:
-    """What one client is told to do with rows of its own."""
-    return Job(
-        round=1,
-        client_id=0,
-        dispatch=0,
-        version=0,
-        seed=0,
-        assignment=assignment,
-        attention="memory_efficient",
-        sent=sent,
-        num_rows=rows,
-        num_steps=assignment.num_steps(rows),
-        tokens=scene.max_length,
-    )
-
-
 def of_updates(scene: Scene, workshop: Workshop) -> Iterator[Row]:
     """Words out of single updates of LoRA on all blocks, two batches each."""
     anatomy = workshop.evaluated.anatomy
@@ -212,7 +195,7 @@ def of_updates(scene: Scene, workshop: Workshop) -> Iterator[Row]:
                 )
                 start = initial_adapter(anatomy, [given], scene.num_labels, 0)
                 sent = start if name == FRESH else moved(start)
-                job = job_of(scene, given, batch, sent)
+                job = lone_job(given, sent, num_rows=batch, tokens=scene.max_length)
                 if noise := options.get("noise"):
                     local = Mechanism(
                         where="local",
@@ -261,7 +244,7 @@ def of_models(scene: Scene, workshop: Workshop) -> Iterator[Row]:
             num_epochs=EPOCHS,
         )
         sent = initial_adapter(workshop.evaluated.anatomy, [given], scene.num_labels, 0)
-        job = job_of(scene, given, MEMBERS, sent)
+        job = lone_job(given, sent, num_rows=MEMBERS, tokens=scene.max_length)
         own = replace(workshop, partitions=(members,), optimizer=optimizer)
         (update,) = train_pack(own, [job])
         assert update.delta is not None
@@ -336,15 +319,6 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         figure.savefig(file, dpi=150)
 
 
-def write(rows: Sequence[Row], out: Path) -> None:
-    """The table and the figure of what is done so far."""
-    with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, out / "picture.png")
-
-
 def every(images: str, vit: str | None, shape: Sequence[int] | None) -> Iterator[Row]:
     """All rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -374,7 +348,7 @@ def main() -> None:
     for row in every(given.images, given.vit, given.image_shape):
         show(row)
         rows.append(row)
-    write(rows, given.out)
+    write(rows, given.out, draw, COLUMNS)
 
 
 if __name__ == "__main__":

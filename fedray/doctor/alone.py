@@ -19,7 +19,7 @@ from fedray.doctor.machine import kibibytes
 from fedray.model.anatomy import dissect
 from fedray.training.audit import audit
 from fedray.training.data import Encoded
-from fedray.training.job import Job
+from fedray.training.job import Job, lone_job
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone
 from fedray.training.shapes import initial_adapter
@@ -78,20 +78,8 @@ def _client(width: int, num_blocks: int, batch_size: int, tokens: int) -> tuple[
         optimizer=LocalOptimizer(),
         max_length=tokens,
     )
-    job = Job(
-        round=1,
-        client_id=0,
-        dispatch=0,
-        version=0,
-        seed=0,
-        assignment=assignment,
-        attention="memory_efficient",
-        sent=initial_adapter(anatomy, [assignment], _CLASSES, 0),
-        num_rows=num_rows,
-        num_steps=_STEPS,
-        tokens=tokens,
-    )
-    return workshop, job
+    sent = initial_adapter(anatomy, [assignment], _CLASSES, 0)
+    return workshop, lone_job(assignment, sent, num_rows=num_rows, tokens=tokens)
 
 
 def _random_rows(num_rows: int, tokens: int) -> Encoded:

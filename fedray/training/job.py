@@ -65,6 +65,23 @@ class Job:
     update_factor: float = 1.0
 
 
+def lone_job(assignment: Assignment, sent: Adapter, *, num_rows: int, tokens: int) -> Job:
+    """What a client by itself, outside of any run, is told to do with rows of its own."""
+    return Job(
+        round=1,
+        client_id=0,
+        dispatch=0,
+        version=0,
+        seed=0,
+        assignment=assignment,
+        attention="memory_efficient",
+        sent=sent,
+        num_rows=num_rows,
+        num_steps=assignment.num_steps(num_rows),
+        tokens=tokens,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """What comes back: always a delta against what was sent.
