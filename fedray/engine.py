@@ -47,14 +47,14 @@ _FEW = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run came to; everything else lies in its folder."""
+    """What a run came to; everything else lies in its folder. No ``report`` where none was asked for."""
 
     out: Path
     adapter: Adapter
     rounds: tuple[RoundRecord, ...]
     clients: tuple[ClientRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
-    report: Path
+    report: Path | None
 
 
 def run(
@@ -156,7 +156,7 @@ def _continued(
         rounds=tuple(progress.rounds),
         clients=tuple(progress.clients),
         evaluations=tuple(progress.evaluations),
-        report=write_report(out),
+        report=write_report(out) if config.report else None,
     )
 
 

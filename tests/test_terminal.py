@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fedray.record import RoundRecord
-from fedray.terminal import progress_line
+from fedray.terminal import left_line, progress_line
 from tiny_run import merged
 
 LINE = r"round   \d  accuracy  [\d.]+  loss  [\d.]+  virtual .* wall .* 5 ok"
@@ -38,9 +38,14 @@ def test_a_round_is_one_line_with_both_clocks_and_what_became_of_the_clients():
     )
 
 
+def test_without_a_report_the_last_line_says_what_draws_one(tmp_path):
+    assert left_line(tmp_path, tmp_path / "report.html") == f"Report: {tmp_path / 'report.html'}"
+    assert left_line(tmp_path, None) == f"Records: {tmp_path} (fedray report {tmp_path} draws a page)"
+
+
 @pytest.fixture
 def command(tiny, home, tmp_path):
-    config = merged(tiny, {"rounds": {"num_rounds": 2}})
+    config = merged(tiny, {"rounds": {"num_rounds": 2}, "report": True})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     arguments = ["run", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
     code = f"import sys; from fedray.cli import main; sys.exit(main({arguments!r}))"

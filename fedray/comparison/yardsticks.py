@@ -70,7 +70,8 @@ def play_yardstick(kind: Yardstick, config: Config, out: Path) -> None:
             checkpoint.write_records(out, progress.rounds, progress.clients, progress.evaluations)
     finally:
         runtime.close()
-    write_report(out)
+    if config.report:
+        write_report(out)
 
 
 class LargestOnce:

@@ -94,5 +94,6 @@ class Config(Section):
     packs: PacksSection = Field(default_factory=PacksSection, description="How clients share a forward pass.")
     ray: RaySection = Field(default_factory=RaySection, description="Where actors run.")
     audit: AuditSection = Field(default_factory=AuditSection, description="Who runs alone under the counter.")
+    report: bool = Field(True, description="A page at the end; without, `fedray report` draws one any time.")
     report_to: OneOrMany[str] = Field((), description="Trackers by accelerate's name, such as wandb.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="All randomness derives from it.")

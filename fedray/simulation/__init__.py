@@ -26,12 +26,12 @@ Show = Callable[[RoundRecord], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What a simulation came to; the same lies in its folder."""
+    """What a simulation came to; the same lies in its folder. No ``report`` where none was asked for."""
 
     out: Path
     rounds: tuple[RoundRecord, ...]
     clients: tuple[ClientRecord, ...]
-    report: Path
+    report: Path | None
 
 
 def simulate(
@@ -67,7 +67,7 @@ def simulate(
         out=out,
         rounds=tuple(simulated.rounds),
         clients=tuple(simulated.clients),
-        report=write_report(out),
+        report=write_report(out) if config.report else None,
     )
 
 
