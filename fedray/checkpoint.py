@@ -25,7 +25,15 @@ from fedray.errors import ConfigError
 from fedray.holdings import Holdings
 from fedray.policy_state import freeze_state, thaw_state
 from fedray.progress import Progress, Verdict
-from fedray.record import ClientRecord, EvaluationRecord, Record, RoundRecord, table
+from fedray.record import (
+    ClassRecord,
+    ClientRecord,
+    DeviceRecord,
+    EvaluationRecord,
+    Record,
+    RoundRecord,
+    table,
+)
 from fedray.training.job import ClientState
 from fedray.underway import UnderWay
 from fedray.whole_file import PART, replaced
@@ -114,6 +122,18 @@ def write_records(
     for (name, kind), records in zip(RECORDS.items(), kept, strict=True):
         with replaced(out / f"{name}.parquet") as part:
             pq.write_table(table(records, kind), part)
+
+
+def write_classes(out: Path, classes: Sequence[ClassRecord]) -> None:
+    """What a run leaves of its device classes when all its rounds are done."""
+    with replaced(out / "classes.parquet") as part:
+        pq.write_table(table(classes, ClassRecord), part)
+
+
+def write_devices(out: Path, devices: Sequence[DeviceRecord]) -> None:
+    """What a run or a simulation leaves of its fleet before the first round."""
+    with replaced(out / "devices.parquet") as part:
+        pq.write_table(table(devices, DeviceRecord), part)
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -17,6 +17,8 @@ from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
 from fedray.evaluation import evaluate, headline, with_membership
+from fedray.fitting import devices_of
+from fedray.held_models import held_models
 from fedray.landing import play_until_closed
 from fedray.model.added import is_added
 from fedray.model.anatomy import dissect
@@ -27,7 +29,7 @@ from fedray.policy import State
 from fedray.policy_loading import name_in_python
 from fedray.privacy import sampling_rate, with_epsilon
 from fedray.progress import Progress, begun, history_of
-from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, summed
+from fedray.record import ClassRecord, ClientRecord, EvaluationRecord, RoundRecord, summed
 from fedray.report import write_report
 from fedray.rounds import Runtime, Trained
 from fedray.scene import Scene, furnish, set_scene
@@ -54,6 +56,7 @@ class RunResult:
     rounds: tuple[RoundRecord, ...]
     clients: tuple[ClientRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
+    classes: tuple[ClassRecord, ...]
     report: Path
 
 
@@ -130,6 +133,7 @@ def _continued(
             run_folder(out, config, blueprint.device, blueprint.threads),
             closing(Tracker(accelerator, config)) as tracker,
         ):
+            checkpoint.write_devices(out, devices_of(scene))
             for number in range(progress.finished_rounds + 1, config.rounds.num_rounds + 1):
                 watched = runtime if watch is None else WatchedRuntime(runtime, number, watch)
                 record = play_round(scene, progress, watched, number)
@@ -137,6 +141,8 @@ def _continued(
                 tracker.log(record)
                 if show is not None:
                     show(record)
+            classes = held_models(scene, progress, runtime)
+            checkpoint.write_classes(out, classes)
     finally:
         runtime.close()
         torch.set_num_threads(threads)
@@ -156,6 +162,7 @@ def _continued(
         rounds=tuple(progress.rounds),
         clients=tuple(progress.clients),
         evaluations=tuple(progress.evaluations),
+        classes=tuple(classes),
         report=write_report(out),
     )
 

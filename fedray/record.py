@@ -142,6 +142,46 @@ class EvaluationRecord:
     loss: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRecord:
+    """One device class after a run: the model that its clients can hold by themselves, and what it is worth.
+
+    ``num_holding`` of the class's ``num_clients`` hold some model without a server. ``assignment`` is one of
+    those that have the class's model, and ``model`` says in words how it differs from the whole; both are
+    empty where fewer than half of the clients hold any. ``accuracy`` and ``loss`` are on the rows of the
+    run's own evaluations; null without a model or without such rows.
+    """
+
+    device_class: str
+    num_clients: int
+    num_holding: int
+    assignment: str
+    model: str
+    accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRecord:
+    """One device as it declares itself, of ``num_devices`` of the fleet, and which kinds of work fit it.
+
+    ``flops_per_s`` is that of the menu's first dtype. ``fits_whole`` tells whether some offer that trains the
+    whole model fits, ``fits_part`` one of a part of it alone (fewer blocks, narrower, few bits), ``fits_cut``
+    one under a cut.
+    """
+
+    num_devices: int
+    client_id: int
+    device_class: str
+    memory_bytes: int
+    flops_per_s: float
+    up_bps: float
+    down_bps: float
+    fits_whole: bool
+    fits_part: bool
+    fits_cut: bool
+
+
 def summed(
     number: int, clients: Sequence[ClientRecord], *, virtual_seconds: float, wall_seconds: float
 ) -> RoundRecord:
@@ -168,10 +208,10 @@ def summed(
     )
 
 
-_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-Record = ClientRecord | RoundRecord | EvaluationRecord
+Record = ClientRecord | RoundRecord | EvaluationRecord | ClassRecord | DeviceRecord
 
 
 def table(records: Sequence[Record], kind: type[Record]) -> pa.Table:

@@ -147,6 +147,10 @@ def _of_memory(run: Run) -> list[Measure]:
 def _of_clients(run: Run, clients: Iterable[int]) -> list[Measure]:
     counted = Counter(record.client_id for record in run.clients if record.outcome == "ok")
     found = [
+        Measure(name="accuracy on device", group=one.device_class, unit="share", value=one.accuracy)
+        for one in run.classes
+    ]
+    found += [
         Measure(
             name="participation", group="", unit="Jain's index", value=jain([counted[c] for c in clients])
         )
