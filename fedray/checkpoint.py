@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedray.adapter import Adapter, Factors, GlobalState
+from fedray.battery import Charges
 from fedray.errors import ConfigError
 from fedray.holdings import Holdings
 from fedray.policy_state import freeze_state, thaw_state
@@ -48,6 +49,7 @@ class _Names:
     older: str = "version-{}.safetensors"
     clients: str = "clients.safetensors"
     holdings: str = "holdings.npz"
+    charges: str = "charges.npz"
     policy: str = "policy.npz"
     facts: str = "facts.json"
 
@@ -151,6 +153,7 @@ def _write(part: Path, progress: Progress) -> None:
     save_file(_flat(state), part / _NAMES.state)
     save_file(_flat_states(progress.client_states), part / _NAMES.clients)
     _save_arrays(part / _NAMES.holdings, progress.holdings.to_arrays())
+    _save_arrays(part / _NAMES.charges, progress.charges.to_arrays())
     policy, arrays = freeze_state(progress.policy_state)
     # Names of a policy's arrays are places in its state, not names that a zip file takes.
     _save_arrays(part / _NAMES.policy, {str(i): array for i, array in enumerate(arrays.values())})
@@ -227,6 +230,7 @@ def _read(out: Path, folder: Path) -> Progress:
         state=_state_of(load_file(folder / _NAMES.state), facts),
         under_way=UnderWay.from_facts(facts["under_way"], older),
         holdings=holdings,
+        charges=Charges.from_arrays(_arrays(folder / _NAMES.charges)),
         policy_state=thaw_state(facts["policy"], arrays),
         audited={work: Verdict(**verdict) for work, verdict in facts["audited"].items()},
         client_states={

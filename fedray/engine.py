@@ -29,6 +29,7 @@ from fedray.policy import State
 from fedray.policy_loading import name_in_python
 from fedray.privacy import sampling_rate, with_epsilon
 from fedray.progress import Progress, begun, history_of
+from fedray.readiness import Readiness, view_of
 from fedray.record import ClassRecord, ClientRecord, EvaluationRecord, RoundRecord, summed
 from fedray.report import write_report
 from fedray.rounds import Runtime, Trained
@@ -205,14 +206,15 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
 
 def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> _Played:
     """A round whose clients set out together."""
-    opens = scene.presence.opens(np.arange(scene.num_clients), progress.elapsed_seconds)
-    view = scene.view(number, progress.history(), opens)
-    menu = ask_menu(scene.policy, view)
     pricing = rounds.pricing_of(scene, progress, number)
-    view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
+    ready = Readiness(scene=scene, number=number, charges=progress.charges, pricing=pricing)
+    opens = ready.begins(progress.elapsed_seconds)
+    view = view_of(ready, progress.history(), opens)
+    menu = ask_menu(scene.policy, view)
+    view = replace(view, offers_of=lambda ids: price_menu(menu, ready.cohort(ids, opens), pricing))
     chosen, policy_state = ask_selection(scene.policy, view, progress.policy_state)
-    begins, present = scene.presence.asked(chosen, opens)
-    cohort = scene.cohort(number, present)
+    begins, present = ready.asked(chosen, opens)
+    cohort = ready.cohort(present, begins)
     offers = price_menu(menu, cohort, pricing)
     schedule = decide(scene.policy, cohort, offers, policy_state, pricing)
     asked = rounds.ask(scene, progress, cohort, schedule, begins)

@@ -24,6 +24,7 @@ from fedray.cost import Ints
 from fedray.errors import PolicyError
 from fedray.policy import Bools, Pace, View
 from fedray.progress import Progress
+from fedray.readiness import Readiness, view_of
 from fedray.record import ClientRecord
 from fedray.rounds import Runtime, Trained
 from fedray.scene import Scene
@@ -140,11 +141,11 @@ class _Step:
 
     def _somebody_comes(self, busy: Ints) -> bool:
         """Whether somebody can be asked now; with nobody on the way the time moves on until so."""
-        way, presence = self.progress.under_way, self.scene.presence
-        if presence.sessions is None:
+        way, scene = self.progress.under_way, self.scene
+        if scene.presence.sessions is None and scene.batteries is None:
             return True
-        idle = np.setdiff1d(np.arange(self.scene.num_clients), busy)
-        opens = presence.opens(idle, way.now_seconds)
+        idle = np.setdiff1d(np.arange(scene.num_clients), busy)
+        opens = self._readiness().opens(idle, way.now_seconds)
         if opens > way.now_seconds and (len(way) or np.isinf(opens)):
             return False
         way.now_seconds = opens
@@ -152,10 +153,11 @@ class _Step:
 
     def _ask(self, busy: Ints, free: int) -> None:
         scene, progress, way, number = self.scene, self.progress, self.progress.under_way, self.number
-        view = self._view(busy, free)
+        ready, now = self._readiness(), way.now_seconds
+        pricing = ready.pricing
+        view = self._view(ready, busy, free)
         menu = ask_menu(scene.policy, view)
-        pricing = rounds.pricing_of(scene, progress, number)
-        view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
+        view = replace(view, offers_of=lambda ids: price_menu(menu, ready.cohort(ids, now), pricing))
         chosen, state = ask_selection(scene.policy, view, progress.policy_state)
         chosen = chosen[view.may_be_asked(chosen)]
         if len(chosen) > free:
@@ -166,7 +168,7 @@ class _Step:
         progress.policy_state = state
         if not len(chosen):
             return
-        cohort = scene.cohort(number, np.sort(chosen))
+        cohort = ready.cohort(np.sort(chosen), now)
         schedule = decide(scene.policy, cohort, price_menu(menu, cohort, pricing), state, pricing)
         progress.policy_state = schedule.state
         asked = rounds.ask(scene, progress, cohort, schedule, way.now_seconds)
@@ -186,9 +188,14 @@ class _Step:
                 )
             )
 
-    def _view(self, busy: Ints, free: int) -> View:
-        scene, now = self.scene, self.progress.under_way.now_seconds
-        view = scene.view(self.number, self.progress.history(), now)
+    def _readiness(self) -> Readiness:
+        pricing = rounds.pricing_of(self.scene, self.progress, self.number)
+        charges = self.progress.charges
+        return Readiness(scene=self.scene, number=self.number, charges=charges, pricing=pricing)
+
+    def _view(self, ready: Readiness, busy: Ints, free: int) -> View:
+        scene = self.scene
+        view = view_of(ready, self.progress.history(), self.progress.under_way.now_seconds)
         seed = view.seed
         if self.refills:
             seed = derive_seed(scene.config.seed, "selection", self.number, self.refills)

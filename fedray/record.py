@@ -37,8 +37,9 @@ class ClientRecord:
     it was sent. ``padding_bytes`` are those of the sent ones that a masked update has beyond the plain one of
     the same assignment. ``held_blocks`` are those of the frozen model that have reached the client so far,
     whole or in part, at any dtype (``0-2, 5``), and ``held_share`` is the share of the model's bytes that
-    they are with its stem and head, if it has these: who was sent a block can keep it. ``attack`` names what
-    an attacker did, and is shown to no policy.
+    they are with its stem and head, if it has these: who was sent a block can keep it. ``charge_joules`` were
+    in the client's battery as it was asked; null on mains. ``attack`` names what an attacker did, and is
+    shown to no policy.
     """
 
     round: int
@@ -81,6 +82,7 @@ class ClientRecord:
     lost_share: float | None = None
     held_blocks: str = ""
     held_share: float = 0.0
+    charge_joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

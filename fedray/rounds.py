@@ -279,7 +279,7 @@ def cut_short(scene: Scene, progress: Progress, asked: Asked) -> Asked:
 
 def close(scene: Scene, progress: Progress, asked: Asked, pace: Pace | None = None) -> ClosedRound:
     """The round on the virtual clock: who arrives, is late, dropped or out of memory; at the run's pace."""
-    return close_on_clock(scene, progress.holdings, outing_of(progress, asked), pace)
+    return close_on_clock(scene, progress.holdings, progress.charges, outing_of(progress, asked), pace)
 
 
 def counted(asked: Asked, closed: ClosedRound) -> list[Job]:

@@ -9,14 +9,23 @@ from typing import Any
 import numpy as np
 
 from fedray.assignment import Assignment
+from fedray.battery import Charges
 from fedray.clock import ClosedRound
-from fedray.closing import Outing, close_on_clock, short_of_memory, within_deadline
+from fedray.closing import (
+    Outing,
+    charge_at_start,
+    close_on_clock,
+    short_of_charge,
+    short_of_memory,
+    within_deadline,
+)
 from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
 from fedray.observable import Observable
 from fedray.policy import State
 from fedray.privacy import sampling_rate, with_epsilon
 from fedray.progress import history_of
+from fedray.readiness import Readiness, view_of
 from fedray.record import ClientRecord, RoundRecord, summed
 from fedray.scene import Scene
 from fedray.scheduler import Pricing, ask_menu, ask_selection, decide, price_menu
@@ -33,6 +42,7 @@ class Simulated:
 
     pricing: Pricing
     holdings: Holdings
+    charges: Charges = field(default_factory=Charges)
     policy_state: State = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     clients: list[ClientRecord] = field(default_factory=list)
@@ -67,14 +77,15 @@ def play_round(
         SimulationError: the recorded run decided otherwise.
     """
     elapsed = float(sum(record.virtual_seconds for record in simulated.rounds))
-    opens = scene.presence.opens(np.arange(scene.num_clients), elapsed)
-    view = scene.view(number, simulated.history, opens)
-    menu = ask_menu(scene.policy, view)
     pricing = simulated.pricing
-    view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
+    ready = Readiness(scene=scene, number=number, charges=simulated.charges, pricing=pricing)
+    opens = ready.begins(elapsed)
+    view = view_of(ready, simulated.history, opens)
+    menu = ask_menu(scene.policy, view)
+    view = replace(view, offers_of=lambda ids: price_menu(menu, ready.cohort(ids, opens), pricing))
     chosen, policy_state = ask_selection(scene.policy, view, simulated.policy_state)
-    begins, present = scene.presence.asked(chosen, opens)
-    cohort = scene.cohort(number, present)
+    begins, present = ready.asked(chosen, opens)
+    cohort = ready.cohort(present, begins)
     schedule = decide(scene.policy, cohort, price_menu(menu, cohort, pricing), policy_state, pricing)
     given = schedule.decision.assignments
     places = np.array([i for i, assignment in enumerate(given) if assignment is not None], np.int64)
@@ -89,7 +100,7 @@ def play_round(
         peak_bytes=np.zeros(len(places), np.int64),
     )
     outing = within_deadline(scene, outing)
-    closed = close_on_clock(scene, simulated.holdings, outing)
+    closed = close_on_clock(scene, simulated.holdings, simulated.charges, outing)
     closed = replace(closed, virtual_seconds=begins - elapsed + closed.virtual_seconds)
     clients = _records(scene, outing, closed, simulated.holdings)
     if recorded is not None:
@@ -118,11 +129,12 @@ def _records(scene: Scene, outing: Outing, closed: ClosedRound, holdings: Holdin
     columns = _columns(scene, outing, closed)
     sizes = scene.anatomy.piece_bytes()
     held = [held_so_far(holdings, client, sizes) for client in columns["client_id"]]
+    columns["charge_joules"] = [charge_at_start(cohort, place) for place in range(len(cohort))]
     columns |= {"held_blocks": [blocks for blocks, _ in held], "held_share": [share for _, share in held]}
     memory = zip(outing.device.memory_bytes.tolist(), cohort.device.memory_bytes.tolist(), strict=True)
     why = [
-        short_of_memory(has, says) if outcome == "oom" else ""
-        for outcome, (has, says) in zip(closed.outcomes, memory, strict=True)
+        short_of_memory(has, says) if outcome == "oom" else short_of_charge(closed, place)
+        for place, (outcome, (has, says)) in enumerate(zip(closed.outcomes, memory, strict=True))
     ]
     return [
         ClientRecord(

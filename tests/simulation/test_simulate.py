@@ -54,6 +54,12 @@ SETTINGS = {
         "actual": {"crashes_per_hour": 900.0},
         "rounds": {"clients_per_round": 8},
     },
+    "batteries that run empty": {
+        "battery": {"start_share": 0.5, "reserve_share": 0.0, "charging": "never"},
+        "actual": {"compute_jitter": 0.5},
+        "rounds": {"clients_per_round": 8},
+        "provision": "preinstalled",
+    },
     "central privacy, each client drawn for itself": {
         "privacy": {"where": "central", "clip_norm": 1.0},
         "aggregation": {"name": "factor_mean", "options": {"mode": "zero_pad"}, "weights": "uniform"},
@@ -70,13 +76,15 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_simulation_has_a_runs_numbers_wherever_nothing_is_learnt(tiny, tmp_path, setting):
     availability = [0.6, 0.9, 0.7, 1.0, 0.5, 0.8, 0.9, 0.6]
-    fleet = save_fleet(tmp_path / "fleet.csv", availability=availability)
+    batteries = {"compute_watts": [5.0] * 8, "battery_joules": [6.0] * 8}
+    columns = batteries if "batteries" in setting else {}
+    fleet = save_fleet(tmp_path / "fleet.csv", availability=availability, **columns)
     config = merged(tiny, {**SETTINGS[setting], "fleet": fleet})
     run = fedray.run(config, out=tmp_path / "run")
     simulated = fedray.simulate(config, out=tmp_path / "simulated")
     outcomes = {record.outcome for record in run.clients}
     assert ("late" in outcomes) is ("goal" in setting or "deadline" in setting)
-    assert ("dropped" in outcomes) is ("dropouts" in setting or "crashes" in setting)
+    assert ("dropped" in outcomes) is any(w in setting for w in ("dropouts", "crashes", "empty"))
     assert_same_system(simulated, run)
 
 
