@@ -19,12 +19,12 @@ from fedray.errors import ConfigError
 from fedray.evaluation import evaluate, headline, with_membership
 from fedray.fitting import devices_of
 from fedray.held_models import held_models
-from fedray.landing import play_until_closed
 from fedray.model.added import is_added
 from fedray.model.anatomy import dissect
 from fedray.model.export import save_adapter
 from fedray.model.export_added import save_added
 from fedray.model.whole_model import save_model
+from fedray.overlapping import play_overlapping
 from fedray.policy import State
 from fedray.policy_loading import name_in_python
 from fedray.privacy import sampling_rate, with_epsilon
@@ -237,7 +237,7 @@ def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) ->
 
 def _overlapping(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> _Played:
     """A round that closes while others are on their way."""
-    landed = play_until_closed(scene, progress, runtime, number)
+    landed = play_overlapping(scene, progress, runtime, number)
     return _Played(
         trained=landed.trained,
         clients=landed.clients,

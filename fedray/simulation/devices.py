@@ -45,11 +45,6 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
             f"attackers: {scene.poisoning.name} are after what is learnt, and a simulation trains nothing; "
             "drop it, or use fedray run."
         )
-    if scene.pace.joins:
-        raise ConfigError(
-            "pace.late: join lets rounds overlap, and a simulation plays rounds in step; drop it, or use "
-            "fedray run."
-        )
     if num_clients is None:
         return scene
     fleet = fleet_of(plain, num_clients)
