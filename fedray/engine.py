@@ -187,8 +187,9 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     play = _overlapping if scene.pace.joins else _in_step
     played = play(scene, progress, runtime, number)
     clients, trained = played.clients, played.trained
-    due = number % config.rounds.eval_rounds == 0 or number == config.rounds.num_rounds
+    due = scene.evaluates(number)
     evaluations = evaluate(scene, trained.state, number, runtime) if due else []
+    plain = [] if trained.plain is None else evaluate(scene, trained.plain, number, runtime)
     progress.state = trained.state
     progress.remember(trained.client_states)
     if scene.averages(number):
@@ -197,6 +198,8 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.evaluations += evaluations
     progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
     record = _summed(number, played, evaluations, perf_counter() - started)
+    plain_accuracy, plain_loss = headline(plain)
+    record = replace(record, plain_accuracy=plain_accuracy, plain_loss=plain_loss)
     record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
     if due and config.attacks.membership:
         record = with_membership(scene, progress.state, record, progress.clients, runtime)

@@ -99,7 +99,8 @@ class RoundRecord:
     said to be a backdoor's once they have its trigger; null where none is tried. ``membership_auc`` is how
     well losses tell rows of clients that have trained from rows held out, 0.5 for guessing, and
     ``membership_found`` the share of the first that are named at one false in a hundred; null where that is
-    not tried.
+    not tried. ``plain_accuracy`` and ``plain_loss`` are of the state that the round's updates would have made
+    as they were before coding; null where ``audit.codecs`` does not ask.
     """
 
     round: int
@@ -126,6 +127,8 @@ class RoundRecord:
     disagreement: float | None = None
     membership_auc: float | None = None
     membership_found: float | None = None
+    plain_accuracy: float | None = None
+    plain_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

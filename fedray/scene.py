@@ -144,6 +144,11 @@ class Scene:
         """A batch of these shapes on the meta device."""
         return _meta_batch(self.encoded, rows, tokens)
 
+    def evaluates(self, round_number: int) -> bool:
+        """Whether the state is evaluated after a round; after the last it always is."""
+        rounds = self.config.rounds
+        return round_number % rounds.eval_rounds == 0 or round_number == rounds.num_rounds
+
     def averages(self, round_number: int) -> bool:
         """Whether what lies below the cuts is averaged after a round; after the last it always is."""
         return round_number % self.aggregation_interval == 0 or round_number == self.config.rounds.num_rounds

@@ -101,6 +101,13 @@ def measures_of(
     if run.rounds[-1].attack_success is not None:
         value = run.rounds[-1].attack_success
         found.append(Measure(name="attack success", group="", unit="share", value=value))
+    lost = [
+        r.plain_accuracy - r.accuracy
+        for r in run.rounds
+        if r.plain_accuracy is not None and r.accuracy is not None
+    ]
+    if lost:
+        found.append(Measure(name="lost to codecs", group="", unit="share", value=float(np.median(lost))))
     return found + _membership(run) + _waste(run) + _of_memory(run) + _of_clients(run, clients)
 
 

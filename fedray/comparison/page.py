@@ -38,6 +38,7 @@ _SPENT: tuple[Column, ...] = (
     ("of its memory", "peak share of memory", ""),
     ("Epsilon", "epsilon", ""),
     ("Backdoor", "attack success", ""),
+    ("Lost to codecs", "lost to codecs", ""),
 )
 _FAIR: tuple[Column, ...] = (
     ("Participation", "participation", ""),
