@@ -37,8 +37,9 @@ class ClientRecord:
     it was sent. ``padding_bytes`` are those of the sent ones that a masked update has beyond the plain one of
     the same assignment. ``held_blocks`` are those of the frozen model that have reached the client so far,
     whole or in part, at any dtype (``0-2, 5``), and ``held_share`` is the share of the model's bytes that
-    they are with its stem and head, if it has these: who was sent a block can keep it. ``attack`` names what
-    an attacker did, and is shown to no policy.
+    they are with its stem and head, if it has these: who was sent a block can keep it. ``charge_joules`` were
+    in the client's battery as it was asked; null on mains. ``attack`` names what an attacker did, and is
+    shown to no policy.
     """
 
     round: int
@@ -81,6 +82,7 @@ class ClientRecord:
     lost_share: float | None = None
     held_blocks: str = ""
     held_share: float = 0.0
+    charge_joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,8 @@ class RoundRecord:
     said to be a backdoor's once they have its trigger; null where none is tried. ``membership_auc`` is how
     well losses tell rows of clients that have trained from rows held out, 0.5 for guessing, and
     ``membership_found`` the share of the first that are named at one false in a hundred; null where that is
-    not tried.
+    not tried. ``plain_accuracy`` and ``plain_loss`` are of the state that the round's updates would have made
+    as they were before coding; null where ``audit.codecs`` does not ask.
     """
 
     round: int
@@ -124,6 +127,8 @@ class RoundRecord:
     disagreement: float | None = None
     membership_auc: float | None = None
     membership_found: float | None = None
+    plain_accuracy: float | None = None
+    plain_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +145,46 @@ class EvaluationRecord:
     num_rows: int
     accuracy: float
     loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRecord:
+    """One device class after a run: the model that its clients can hold by themselves, and what it is worth.
+
+    ``num_holding`` of the class's ``num_clients`` hold some model without a server. ``assignment`` is one of
+    those that have the class's model, and ``model`` says in words how it differs from the whole; both are
+    empty where fewer than half of the clients hold any. ``accuracy`` and ``loss`` are on the rows of the
+    run's own evaluations; null without a model or without such rows.
+    """
+
+    device_class: str
+    num_clients: int
+    num_holding: int
+    assignment: str
+    model: str
+    accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRecord:
+    """One device as it declares itself, of ``num_devices`` of the fleet, and which kinds of work fit it.
+
+    ``flops_per_s`` is that of the menu's first dtype. ``fits_whole`` tells whether some offer that trains the
+    whole model fits, ``fits_part`` one of a part of it alone (fewer blocks, narrower, few bits), ``fits_cut``
+    one under a cut.
+    """
+
+    num_devices: int
+    client_id: int
+    device_class: str
+    memory_bytes: int
+    flops_per_s: float
+    up_bps: float
+    down_bps: float
+    fits_whole: bool
+    fits_part: bool
+    fits_cut: bool
 
 
 def summed(
@@ -168,10 +213,10 @@ def summed(
     )
 
 
-_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-Record = ClientRecord | RoundRecord | EvaluationRecord
+Record = ClientRecord | RoundRecord | EvaluationRecord | ClassRecord | DeviceRecord
 
 
 def table(records: Sequence[Record], kind: type[Record]) -> pa.Table:

@@ -19,6 +19,8 @@ from fedray.aggregation.joining import refuse_to_join
 from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_local_rules, agreed_pace
 from fedray.assignment import Assignment, Attention, Dtype
+from fedray.battery import Batteries
+from fedray.charging import batteries_of
 from fedray.clock import draw_online
 from fedray.config.sections import Config
 from fedray.cost import Footprint, Ints, WorkShape
@@ -66,6 +68,7 @@ class Scene:
         num_tokens: real ones of all its rows, [clients].
         server: above the clients' cuts; None where none is asked for.
         presence: who is online when.
+        batteries: of the clients, and who charges when; None where all are on mains.
         actual: what the clients' devices really are.
         privacy: what is done to every update; None where none is asked for.
         masked_bytes: of a masked update, the same from everybody; None without secure aggregation.
@@ -96,6 +99,7 @@ class Scene:
     tracer: FootprintTracer
     server: VirtualServer | None
     presence: Presence
+    batteries: Batteries | None
     actual: Actual
     privacy: Mechanism | None
     masked_bytes: int | None
@@ -139,6 +143,11 @@ class Scene:
     def meta_batch(self, rows: int, tokens: int) -> Batch:
         """A batch of these shapes on the meta device."""
         return _meta_batch(self.encoded, rows, tokens)
+
+    def evaluates(self, round_number: int) -> bool:
+        """Whether the state is evaluated after a round; after the last it always is."""
+        rounds = self.config.rounds
+        return round_number % rounds.eval_rounds == 0 or round_number == rounds.num_rounds
 
     def averages(self, round_number: int) -> bool:
         """Whether what lies below the cuts is averaged after a round; after the last it always is."""
@@ -271,6 +280,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
         server=server_of(config, anatomies),
         presence=presence_of(config, fleet, partitions.num_clients),
+        batteries=batteries_of(config, fleet, partitions.num_clients),
         actual=actual_of(config, partitions.num_clients),
         privacy=privacy,
         poisoning=poisoning,

@@ -61,6 +61,7 @@ NO_EFFECT = [
         {"privacy": {"where": "local", "clip_norm": 1.0, "noise_multiplier": 0.0, "delta": 1e-6}},
         "privacy.delta",
     ),
+    ({"audit": {"codecs": True}}, "audit.codecs"),
     ({"secure_aggregation": {"fraction_bits": 20}}, "secure_aggregation.fraction_bits"),
 ]
 
@@ -159,6 +160,18 @@ SCAFFOLDED = [
         (
             {"attacks": {"membership": True}, "data": {"test_share": 0.0}},
             "attacks.membership tells rows that were trained on from others, and nothing is held out",
+        ),
+        (
+            {"audit": {"codecs": True}, "menu": {"up_codecs": ["int8"], "cuts": [1]}},
+            "audit.codecs sums a round's updates once more as they were, and under menu.cuts",
+        ),
+        (
+            {
+                "audit": {"codecs": True},
+                "menu": {"up_codecs": ["int8"]},
+                "pace": {"late": "join", "goal": 2},
+            },
+            "audit.codecs sums a round's updates once more as they were, and under pace.late: join",
         ),
         (
             {"secure_aggregation": {"masks": "pairwise"}, "menu": {"cuts": [1]}},

@@ -226,6 +226,17 @@ def _masks(config: Config) -> str | None:
     return None
 
 
+def _audited_codecs(config: Config) -> str | None:
+    against = {
+        "under menu.cuts a server has trained a part of each": bool(config.menu.cuts),
+        "under pace.late: join a round sums updates of several": config.pace.late == "join",
+    }
+    why = next((reason for reason, holds in against.items() if holds), None)
+    if not config.audit.codecs or why is None:
+        return None
+    return f"audit.codecs sums a round's updates once more as they were, and {why}; drop one of the two."
+
+
 CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
@@ -245,4 +256,5 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _membership,
     _masks,
     _seeds,
+    _audited_codecs,
 )

@@ -227,6 +227,11 @@ IDLE = (
         because="with privacy.noise_multiplier: 0, where there is no epsilon; drop it or add noise",
     ),
     Idle(
+        keys=("audit.codecs",),
+        when=lambda c: set(c.menu.up_codecs) == {"none"},
+        because="without menu.up_codecs, where updates go plain; drop it or give some",
+    ),
+    Idle(
         keys=("secure_aggregation.fraction_bits", "secure_aggregation.min_survivors"),
         when=lambda c: c.secure_aggregation.masks == "none",
         because="without secure_aggregation.masks: pairwise; drop it or set masks",

@@ -22,6 +22,7 @@ from fedray.config.privacy_sections import (
 from fedray.config.time_sections import (
     ActualSection,
     Availability,
+    BatterySection,
     DeclaredShare,
     PaceSection,
     ServerLinkSection,
@@ -83,6 +84,9 @@ class Config(Section):
         default_factory=ActualSection, description="What devices really are, beside what they declare."
     )
     availability: Availability = Field(default_factory=DeclaredShare, description="Who is online when.")
+    battery: BatterySection = Field(
+        default_factory=BatterySection, description="How batteries are kept and charged, where there are any."
+    )
     dropouts: bool = Field(False, description="Clients drop out of rounds as their profiles declare.")
     provision: Literal["first_contact", "preinstalled"] = Field(
         "first_contact", description="Frozen weights reach a client when first needed, or lie there already."
