@@ -19,7 +19,7 @@ from fedray.assignment import (
 from fedray.codec_names import num_seeds
 from fedray.errors import ConfigError
 from fedray.trained import Prompt, Weights
-from fedray.width import AXES, Axis, Width
+from fedray.width import AXES, Axis, Width, Window
 
 Tuning = Literal["lora", "full", "bitfit", "ia3", "prompt", "prefix"]
 
@@ -60,6 +60,7 @@ class Grid:
     prompt_tokens: tuple[int, ...] = (20,)
     widths: tuple[float, ...] = (1.0,)
     width_axes: tuple[Axis, ...] = ("ffn",)
+    width_window: Window = "prefix"
     recompute: tuple[bool, ...] = (False,)
     dtypes: tuple[Dtype, ...] = ("fp32",)
     weight_bits: tuple[WeightBits | None, ...] = (None,)
@@ -164,7 +165,10 @@ def _check_exits(grid: Grid) -> None:
 
 def _widths(grid: Grid) -> list[Width | None]:
     axes = tuple(axis for axis in AXES if axis in grid.width_axes)
-    return [None if share == 1 else Width(share=share, axes=axes) for share in grid.widths]
+    return [
+        None if share == 1 else Width(share=share, axes=axes, window=grid.width_window)
+        for share in grid.widths
+    ]
 
 
 def _adapters(grid: Grid) -> list[Adapter]:

@@ -31,6 +31,7 @@ def menu_of(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignm
             prompt_tokens=menu.prompt_tokens,
             widths=menu.widths,
             width_axes=menu.width_axes,
+            width_window=menu.width_window,
             recompute=menu.recompute,
             dtypes=menu.dtypes,
             sparsities=menu.sparsities,

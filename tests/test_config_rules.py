@@ -41,7 +41,7 @@ NO_EFFECT = [
     ({"attacks": {"rows": 64}}, "attacks.rows"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
-    ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),
+    ({"menu": {"ranks": [], "tunings": ["full"], "width_window": "salient"}}, "menu.width_window"),
     ({"menu": {"tails": [1]}}, "menu.tails"),
     ({"menu": {"cuts": [1]}, "server": {"interconnect_bps": 1e9}}, "server.interconnect_bps"),
     ({"menu": {"cuts": [1]}, "server": {"order": "queue", "min_riders": 2}}, "server.min_riders"),

@@ -28,6 +28,10 @@ class MenuSection(Section):
     width_axes: AtLeastOne[Axis] = Field(
         ("ffn",), description="What is narrowed: heads, head_dim (inside each), ffn, hidden (with the norms)."
     )
+    width_window: Literal["prefix", "salient"] = Field(
+        "prefix",
+        description="Which units are kept: the leading ones, or those with the largest pretrained weights.",
+    )
     exits: Many[Count] = Field(
         (),
         description="Depths behind which a head of their own is trained; as many leading blocks are offered "

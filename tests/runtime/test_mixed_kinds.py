@@ -18,6 +18,7 @@ MENU = {
     "cuts": [1],
     "widths": [1.0, 0.5],
     "width_axes": ["ffn"],
+    "width_window": "salient",
     "up_codecs": ["none", "int8"],
     "weight_bits": ["all", 8],
 }
