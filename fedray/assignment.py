@@ -122,7 +122,7 @@ class Assignment:
         if self.width is not None:
             check_width(self.width, split=self.split, up_codec=self.up_codec)
         _check_blocks(self)
-        check_exits(self.exits, self.blocks, split=self.split, narrow=self.width is not None)
+        check_exits(self.exits, self.blocks, split=self.split)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, found {self.dtype!r}.")
         _check_local_work(self)

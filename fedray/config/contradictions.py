@@ -136,12 +136,11 @@ def _whole_models(config: Config) -> str | None:
 
 def _exits(config: Config) -> str | None:
     menu = config.menu
-    if not menu.exits or (menu.whole and menu.widths == (1.0,)):
+    if not menu.exits or menu.whole:
         return None
-    wrong = "menu.whole: false offers clients none of" if not menu.whole else "menu.widths narrows"
     return (
-        f"menu.exits = {list(menu.exits)} are heads on whole blocks of a client's own, which {wrong}; drop "
-        "one of the two."
+        f"menu.exits = {list(menu.exits)} are heads on blocks of a client's own, and menu.whole: false "
+        "offers clients none of these; drop one of the two."
     )
 
 
