@@ -33,6 +33,7 @@ def menu_of(config: Config, anatomy: Anatomy, *, train_a: bool) -> tuple[Assignm
             width_axes=menu.width_axes,
             width_window=menu.width_window,
             recompute=menu.recompute,
+            int8_activations=menu.int8_activations,
             dtypes=menu.dtypes,
             sparsities=menu.sparsities,
             weight_bits=tuple(None if bits == "all" else bits for bits in menu.weight_bits),

@@ -133,6 +133,10 @@ SCAFFOLDED = [
         ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
         ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),
         (
+            {"menu": {"cuts": [1], "int8_activations": [2]}},
+            "menu.int8_activations = [2] leaves nothing",
+        ),
+        (
             {"menu": {"cuts": [1]}, "server_link": {"up_bps": 1e9}},
             "server_link is shared by what clients start from and send at last, and under menu.cuts",
         ),

@@ -59,6 +59,16 @@ def _recompute(config: Config) -> str | None:
     return "menu.recompute has nothing to recompute without menu.ranks; drop it or give ranks."
 
 
+def _rounded(config: Config) -> str | None:
+    asked = list(config.menu.int8_activations)
+    if not config.menu.cuts or 0 in asked:
+        return None
+    return (
+        f"menu.int8_activations = {asked} leaves nothing to cut, for what crosses a cut has a codec of its "
+        "own; list 0 beside, or drop menu.cuts."
+    )
+
+
 def _local_rules(config: Config) -> str | None:
     for name, does in (
         ("proximal_mu", "holds whole models near a round's start"),
@@ -231,6 +241,7 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _trained_clients,
     _menu,
     _recompute,
+    _rounded,
     _local_rules,
     _variates,
     _exits,

@@ -68,7 +68,7 @@ IDLE = (
         because="with training.max_steps, which sets the local work; drop one of the two",
     ),
     Idle(
-        keys=("menu.depths",),
+        keys=("menu.depths", "menu.int8_activations"),
         when=lambda c: not trains_blocks(c),
         because="without menu.ranks or another of menu.tunings; drop it or give ranks",
     ),

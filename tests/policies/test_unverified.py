@@ -33,6 +33,19 @@ def test_legend_gives_the_slow_the_depth_that_is_quickest_and_the_others_the_dee
     assert [sum(e.adapter.ranks) for e in given("legend_style", cohort, {"percentile": 100.0})][-1] == 20
 
 
+def test_fedquad_rounds_as_few_blocks_as_let_a_deeper_adapter_fit():
+    menu = menu_of(ranks=(8,), cuts=())
+    # 140 and 8 for each trained block, less 3 for each in 8 bits; times 1.02: 175.4 for all, 166.3 with three
+    # of them rounded, 163.2 with all; 167.3 for three, 158.1 with all three rounded; 151.0 for one.
+    cohort = cohort_of([500, 167, 163, 155, 145])
+    schedule = scheduled("fedquad_style", cohort, menu, {"percentile": 100.0})
+    given = [
+        None if e is None else (e.num_trained_blocks, e.int8_activations)
+        for e in schedule.decision.assignments
+    ]
+    assert given == [(4, 0), (4, 3), (3, 2), (2, 2), None]
+
+
 def test_scalefl_gives_the_largest_product_of_depth_and_width_and_of_equal_ones_the_nearest_to_both():
     menu = menu_of(ranks=(), tunings=("full",), cuts=(), exits=(1, 2), widths=(1.0, 0.5, 0.25))
     # 100 bytes, 10 for each block times its width, 1 for each trained block; times 1.02.

@@ -198,7 +198,7 @@ def test_a_deep_model_with_exits_is_priced_from_its_first_middle_and_last_blocks
     lora = lora_on_top(12, 12, 4, targets=("query",))
     entry = Assignment(blocks=tuple(range(12)), adapter=lora, exits=(6, 12))
     kinds = kinds_of("whole", entry, 12)
-    assert [at_exit for at_exit, _ in kinds] == [depth in (6, 12) for depth in range(1, 13)]
+    assert [at_exit for at_exit, *_ in kinds] == [depth in (6, 12) for depth in range(1, 13)]
     short = shortened("whole", entry, 12, (0, 1, 4, 5, 6, 7, 10, 11))
     assert (short.exits, len(short.blocks)) == ((4, 8), 8)
 
