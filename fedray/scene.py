@@ -3,8 +3,9 @@
 No weight is loaded here, so a plan is cheap; `furnish` brings the weights for a run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import datasets
@@ -32,11 +33,12 @@ from fedray.mechanism import Mechanism
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
 from fedray.offered import menu_of, refuse_heads, server_of, targets_of
-from fedray.parts import held_pieces, refuse_another_models
+from fedray.parts import held_pieces, refuse_another_models, refuse_unordered
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
 from fedray.presence import Presence, presence_of
 from fedray.privacy import mechanism_of, refuse_beside_masks
+from fedray.salience import unit_order_of
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
@@ -51,6 +53,7 @@ from fedray.training.task import Batch, Task, load_task
 from fedray.training.variates import refuse_variates
 from fedray.training.workshop import Blueprint, Stock, arrays_of
 from fedray.virtual_server import VirtualServer
+from fedray.width import UnitOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,7 @@ class Scene:
     def footprint(self, assignment: Assignment, shape: WorkShape) -> Footprint:
         """What one step costs; traced once. Raises PolicyError for an assignment of another model."""
         refuse_another_models(self.anatomy.num_blocks, self.anatomies, assignment)
+        refuse_unordered(self.config, assignment)
         traced = self.tracer(assignment, shape)
         return traced if self.masked_bytes is None else replace(traced, up_bytes=self.masked_bytes)
 
@@ -223,8 +227,10 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     aggregation = choose_rule(config, chosen.aggregation, privacy)
     refuse_to_join(pace, aggregation.rule)
     model_config = load_config(config.model.name)
+    unit_order = _unit_order(config, task, cache_dir)
     anatomies = {
-        dtype: dissect(empty_backbone(model_config, task.head, dtype)) for dtype in config.menu.dtypes
+        dtype: replace(dissect(empty_backbone(model_config, task.head, dtype)), unit_order=unit_order)
+        for dtype in config.menu.dtypes
     }
     processor = load_processor(config.model.name)
     anatomy = next(iter(anatomies.values()))
@@ -290,10 +296,18 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     )
 
 
+def _unit_order(config: Config, task: Task, cache_dir: Path | None) -> Callable[[], UnitOrder] | None:
+    """Measures the order of the model's units when it is first asked for, which a plan never does."""
+    if config.menu.width_window != "salient":
+        return None
+    return cache(partial(unit_order_of, config.model.name, task.head, cache_dir))
+
+
 def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedModel]:
     """The weights, and what every process needs to train with them. Raises ModelError."""
     config = scene.config
     models = {dtype: _loaded(scene, dtype) for dtype in scene.anatomies}
+    unit_order = scene.anatomy.unit_order
     blueprint = Blueprint(
         config=scene.model_config,
         targets=targets_of(config, scene.anatomy),
@@ -303,6 +317,7 @@ def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedMode
         tokens_per_wave=config.packs.tokens_per_wave,
         threads=config.packs.threads_per_pack,
         device=device,
+        unit_order=None if unit_order is None else unit_order(),
     )
     stock = Stock(
         weights={dtype: arrays_of(model) for dtype, model in models.items()},

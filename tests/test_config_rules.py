@@ -41,7 +41,7 @@ NO_EFFECT = [
     ({"attacks": {"rows": 64}}, "attacks.rows"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
-    ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),
+    ({"menu": {"ranks": [], "tunings": ["full"], "width_window": "salient"}}, "menu.width_window"),
     ({"menu": {"tails": [1]}}, "menu.tails"),
     ({"menu": {"cuts": [1]}, "server": {"interconnect_bps": 1e9}}, "server.interconnect_bps"),
     ({"menu": {"cuts": [1]}, "server": {"order": "queue", "min_riders": 2}}, "server.min_riders"),
@@ -133,6 +133,10 @@ SCAFFOLDED = [
         ({"pace": {"late": "join"}}, "pace.late: join never closes a round; give pace.goal, pace.deadline"),
         ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
         ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),
+        (
+            {"menu": {"cuts": [1], "int8_activations": [2]}},
+            "menu.int8_activations = [2] leaves nothing",
+        ),
         (
             {"menu": {"cuts": [1]}, "server_link": {"up_bps": 1e9}},
             "server_link is shared by what clients start from and send at last, and under menu.cuts",

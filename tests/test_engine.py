@@ -193,7 +193,17 @@ def test_clients_that_leave_are_dropped_and_their_work_is_not_counted(tiny, tmp_
     ]
 
 
-RULES = ["hetlora", "flexlora", "flexlora_delta", "flora", "fedit", "rbla", "ffa_lora", "fedex_lora"]
+RULES = [
+    "hetlora",
+    "flexlora",
+    "flexlora_delta",
+    "raflora",
+    "flora",
+    "fedit",
+    "rbla",
+    "ffa_lora",
+    "fedex_lora",
+]
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -68,7 +68,7 @@ IDLE = (
         because="with training.max_steps, which sets the local work; drop one of the two",
     ),
     Idle(
-        keys=("menu.depths",),
+        keys=("menu.depths", "menu.int8_activations"),
         when=lambda c: not trains_blocks(c),
         because="without menu.ranks or another of menu.tunings; drop it or give ranks",
     ),
@@ -134,7 +134,7 @@ IDLE = (
         because="where nothing stays frozen beside what LoRA or a head trains; drop it or give ranks",
     ),
     Idle(
-        keys=("menu.width_axes",),
+        keys=("menu.width_axes", "menu.width_window"),
         when=lambda c: c.menu.widths == (1.0,),
         because="without menu.widths below 1; drop it or give widths",
     ),

@@ -23,7 +23,7 @@ from fedray.model.added import (
 )
 from fedray.model.anatomy import Anatomy, backbone_prefix
 from fedray.model.prefix import PREFIX, keys_and_values
-from fedray.model.slices import head_place, places_of
+from fedray.model.slices import head_place, narrowed_sizes, places_of
 from fedray.seeds import derive_seed
 from fedray.trained import Prompt, Weights
 from fedray.width import Width
@@ -145,7 +145,8 @@ def refuse_parts(rule: Aggregation, anatomy: Anatomy, assignments: Iterable[Assi
                 "menu.sparsities."
             )
     for width in {a.width for a in assignments if a.width is not None}:
-        places_of(anatomy, width)
+        narrowed_sizes(anatomy, width)
+        places_of(anatomy, width.at_start())  # whose axes are all known, whatever lies where
         if rule.moves_base:
             raise ConfigError(
                 f"aggregation {rule.name!r} keeps changes of the whole frozen weights beside them, and a "
