@@ -23,6 +23,7 @@ from fedray.model.anatomy import dissect
 from fedray.model.export import save_adapter
 from fedray.model.export_added import save_added
 from fedray.model.whole_model import save_model
+from fedray.overheard import ear_for, with_overheard
 from fedray.policy import State
 from fedray.policy_loading import name_in_python
 from fedray.privacy import sampling_rate, with_epsilon
@@ -176,10 +177,11 @@ class _Played:
 def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> RoundRecord:
     """One round, from the selection to its records; what it came to is in ``progress``."""
     started, config = perf_counter(), scene.config
-    play = _overlapping if scene.pace.joins else _in_step
-    played = play(scene, progress, runtime, number)
-    clients, trained = played.clients, played.trained
     due = number % config.rounds.eval_rounds == 0 or number == config.rounds.num_rounds
+    ear = ear_for(scene, number) if due else None
+    play = _overlapping if scene.pace.joins else _in_step
+    played = play(scene, progress, runtime if ear is None else TappedRuntime(runtime, [ear]), number)
+    clients, trained = played.clients, played.trained
     evaluations = evaluate(scene, trained.state, number, runtime) if due else []
     progress.state = trained.state
     progress.remember(trained.client_states)
@@ -192,6 +194,8 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
     if due and config.attacks.membership:
         record = with_membership(scene, progress.state, record, progress.clients, runtime)
+    if ear is not None:
+        record = with_overheard(scene, record, ear, trained, runtime)
     progress.rounds.append(record)
     return record
 

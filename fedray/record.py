@@ -97,7 +97,11 @@ class RoundRecord:
     said to be a backdoor's once they have its trigger; null where none is tried. ``membership_auc`` is how
     well losses tell rows of clients that have trained from rows held out, 0.5 for guessing, and
     ``membership_found`` the share of the first that are named at one false in a hundred; null where that is
-    not tried.
+    not tried. Of some of the round's updates, as the server has them, ``words_found`` is the share of the
+    words that their clients trained on and ``words_floor`` what always saying the commonest word finds; or
+    ``images_psnr`` in dB how near images come, and ``images_floor`` how near the mean image does.
+    ``labels_found`` is the share of rows whose labels are told, and ``labels_floor`` what always saying the
+    commonest of them tells; null where that is not tried, or nobody's update counted.
     """
 
     round: int
@@ -124,6 +128,12 @@ class RoundRecord:
     disagreement: float | None = None
     membership_auc: float | None = None
     membership_found: float | None = None
+    words_found: float | None = None
+    words_floor: float | None = None
+    images_psnr: float | None = None
+    images_floor: float | None = None
+    labels_found: float | None = None
+    labels_floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,8 @@ from fedray.training.task import Batch
 _LOOKED_UP = 512
 # Of the largest singular value: below it is what rounding leaves.
 _TOLERANCE = 1e-4
+# What lies outside a span that holds everything, relative to that: the root of a square's rounding.
+_ROUNDED = 1e-3
 
 
 def classes_in(bias: Tensor) -> tuple[int, ...]:
@@ -51,6 +53,37 @@ def words_in(embedding: Tensor) -> tuple[int, ...]:
     return tuple(torch.nonzero(embedding.abs().amax(1) > 0).flatten().tolist())
 
 
+def most_moved(embedding: Tensor, count: int) -> tuple[int, ...]:
+    """As `words_in` where noise, a codec or decay has moved every word: the ``count`` that moved furthest."""
+    return tuple(embedding.norm(dim=1).topk(min(count, len(embedding))).indices.tolist())
+
+
+def readers(anatomy: Anatomy) -> list[str]:
+    """The linears of the first block that read what enters its attention, which is each token's matter alone.
+
+    Raises:
+        ConfigError: for a model of images.
+    """
+    _refuse_images(anatomy)
+    sites = {module: site for site, module in anatomy.linears(0).items()}
+    read: dict[str, Tensor] = {}
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        read[sites[module]] = inputs[0]
+
+    hooks = [module.register_forward_pre_hook(look) for module in sites]
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=next(anatomy.model.parameters()).device)
+    try:
+        with torch.no_grad():
+            flow = anatomy.stem(ids, torch.ones_like(ids))
+            anatomy.block(0, flow.hidden, flow.context)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = next(iter(read.values()))
+    return [site for site, tensor in read.items() if tensor is first]
+
+
 def span_of(gradients: Sequence[Tensor], tolerance: float = _TOLERANCE) -> Tensor:
     """An orthonormal basis [S, I] of the rows of gradients [R, I] of what multiplies the same inputs.
 
@@ -78,10 +111,13 @@ class Recovered:
     Attributes:
         share: of the batch's real tokens, those found at their place.
         dimensions: of the span; with as many as there are unlike tokens each of them lies in it.
+        nearness: how far the words that are said lie outside the span, over how far all do: near 0 where they
+            stand out and 1 where they do not, which an attacker sees, too.
     """
 
     share: float
     dimensions: int
+    nearness: float
 
 
 def span_recovery(anatomy: Anatomy, site: str, gradients: Sequence[Tensor], batch: Batch) -> Recovered:
@@ -101,36 +137,58 @@ def span_recovery(anatomy: Anatomy, site: str, gradients: Sequence[Tensor], batc
     Raises:
         ConfigError: for a model of images, or a site of another block.
     """
-    if anatomy.family.words is None:
-        raise ConfigError(
-            f"A span check is of words, and no words go into this {anatomy.model.config.model_type} model."
-        )
+    _refuse_images(anatomy)
     if not site.startswith(anatomy.block_path(0)):
         raise ConfigError(
             f"A span check is of what the first block reads, {anatomy.block_path(0)}*, and {site} is of "
             "another; name one of the first."
         )
-    basis = span_of(gradients)
+    return _in_span(anatomy, site, span_of(gradients), batch, None)
+
+
+def projected_recovery(
+    anatomy: Anatomy, site: str, factors: Sequence[tuple[Tensor, Tensor]], batch: Batch
+) -> Recovered:
+    """The same from gradients of LoRA's B, which has read what the word's vector is under A.
+
+    So it needs no A that has a gradient: A may be frozen (FFA-LoRA), and B may be zero still. There is room
+    for as many unlike tokens as all ranks together.
+
+    Args:
+        anatomy: as in `span_recovery`, like ``batch``.
+        site: a linear of the first block.
+        factors: of it and of others that read the same: A [R, I], and the gradient of B [O, R].
+        batch: see there.
+    """
+    basis = torch.block_diag(*(span_of([gradient]) for _, gradient in factors))
+    return _in_span(anatomy, site, basis, batch, torch.cat([a for a, _ in factors]))
+
+
+def _in_span(anatomy: Anatomy, site: str, basis: Tensor, batch: Batch, through: Tensor | None) -> Recovered:
     ids, real = batch["input_ids"], batch["attention_mask"].bool()
-    distances = _distances(anatomy, site, basis, ids.shape[1])  # [V, T], or [V, 1]
-    if distances.shape[1] == 1:
-        said = set(_nearest(distances[:, 0], len(ids[real].unique())))
-        hits = [int(word) in said for word in ids[real]]
-        return Recovered(share=sum(hits) / len(hits), dimensions=len(basis))
-    found = 0
-    for place in range(ids.shape[1]):
-        own = ids[real[:, place], place]
-        said = set(_nearest(distances[:, place], len(own)))
-        found += sum(int(word) in said for word in own)
-    return Recovered(share=found / int(real.sum()), dimensions=len(basis))
+    if not len(basis):  # nothing has a gradient, and all words lie as far from nothing
+        return Recovered(share=0.0, dimensions=0, nearness=1.0)
+    distances = _distances(anatomy, site, basis, ids.shape[1], through)  # [V, T], or [V, 1]
+    places = [ids[real]] if distances.shape[1] == 1 else [ids[mask, at] for at, mask in enumerate(real.T)]
+    hits, near = 0, 0.0
+    for own, away in zip(places, distances.T, strict=True):
+        said = away.topk(
+            min(len(own.unique() if len(places) == 1 else own), len(away)), largest=False
+        ).indices
+        hits += int(torch.isin(own, said).sum())
+        near += (float(away[said].mean()) + _ROUNDED) / (float(away.mean()) + _ROUNDED) if len(own) else 0.0
+    return Recovered(share=hits / int(real.sum()), dimensions=len(basis), nearness=near / len(places))
 
 
-def _nearest(distances: Tensor, count: int) -> list[int]:
-    return distances.topk(count, largest=False).indices.tolist()
+def _refuse_images(anatomy: Anatomy) -> None:
+    if anatomy.family.words is None:
+        raise ConfigError(
+            f"A span check is of words, and no words go into this {anatomy.model.config.model_type} model."
+        )
 
 
 @torch.no_grad()
-def _distances(anatomy: Anatomy, site: str, basis: Tensor, num_places: int) -> Tensor:
+def _distances(anatomy: Anatomy, site: str, basis: Tensor, num_places: int, through: Tensor | None) -> Tensor:
     """Of each word at each place what lies outside the span, relative to its vector, [V, T]."""
     assert anatomy.family.words is not None
     words = len(anatomy.backbone.get_submodule(anatomy.family.words).get_parameter("weight"))
@@ -139,6 +197,7 @@ def _distances(anatomy: Anatomy, site: str, basis: Tensor, num_places: int) -> T
         read = _read_at(anatomy, site, ids[:, None].expand(-1, num_places))
         if torch.allclose(read[:, 0], read[:, -1]):  # places do not show here, as where they are rotated in
             read = read[:, :1]
+        read = read if through is None else read @ through.T
         inside = read @ basis.T
         square = (read.square().sum(-1) - inside.square().sum(-1)).clamp(min=0)
         parts.append((square / read.square().sum(-1).clamp(min=1e-12)).sqrt())

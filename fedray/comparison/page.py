@@ -34,6 +34,10 @@ _SPENT: tuple[Column, ...] = (
     ("of its memory", "peak share of memory", ""),
     ("Epsilon", "epsilon", ""),
     ("Backdoor", "attack success", ""),
+    ("Members told", "membership AUC", ""),
+    ("Words found", "words found", ""),
+    ("Images found", "images found", ""),
+    ("Labels told", "labels found", ""),
 )
 _FAIR: tuple[Column, ...] = (
     ("Participation", "participation", ""),

@@ -124,6 +124,16 @@ IDLE = (
         because="without attacks.membership; drop it or set membership: true",
     ),
     Idle(
+        keys=("attacks.clients",),
+        when=lambda c: not (c.attacks.updates or c.attacks.labels),
+        because="without attacks.updates or attacks.labels; drop it or set one of them",
+    ),
+    Idle(
+        keys=("attacks.search_steps",),
+        when=lambda c: not c.attacks.updates,
+        because="without attacks.updates; drop it or set updates: true",
+    ),
+    Idle(
         keys=("menu.widths",),
         when=lambda c: c.menu.tunings == ("lora",) and not c.menu.head_only,
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",

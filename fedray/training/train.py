@@ -270,15 +270,19 @@ def _keeping(job: Job, update: Update, optimizer: LocalOptimizer) -> Update:
 def local_batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[Rows]:
     """The rows of each of a job's local steps; ``longest_first`` for what a device holds at most."""
     own = workshop.partitions[job.client_id]
-    a = job.assignment
-    seed = derive_seed(job.seed, "batches", job.round, job.client_id, job.dispatch)
     if longest_first:
         # What a device holds at most shows in the batch with the longest row.
+        size = job.assignment.batch_size
         by_length = own[np.argsort(-workshop.pool.lengths[own], kind="stable")]
-        starts = range(0, len(own), a.batch_size)
-        return [by_length[start : start + a.batch_size] for start in starts][
-            : job.assignment.num_steps(len(own))
-        ]
+        starts = range(0, len(own), size)
+        return [by_length[start : start + size] for start in starts][: job.assignment.num_steps(len(own))]
+    return rows_of_steps(job, own)
+
+
+def rows_of_steps(job: Job, own: Rows) -> list[Rows]:
+    """Which of its client's rows each of a job's local steps takes."""
+    a = job.assignment
+    seed = derive_seed(job.seed, "batches", job.round, job.client_id, job.dispatch)
     plan = batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)
     return [own[index] for index in plan[: job.num_steps]]
 
