@@ -26,7 +26,7 @@ from fedray.model.whole_model import save_model
 from fedray.overheard import ear_for, with_overheard
 from fedray.policy import State
 from fedray.policy_loading import name_in_python
-from fedray.privacy import sampling_rate, with_epsilon
+from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
 from fedray.progress import Progress, begun, history_of
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, summed
 from fedray.report import write_report
@@ -181,7 +181,8 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     ear = ear_for(scene, number) if due else None
     play = _overlapping if scene.pace.joins else _in_step
     played = play(scene, progress, runtime if ear is None else TappedRuntime(runtime, [ear]), number)
-    clients, trained = played.clients, played.trained
+    clients = with_cut_epsilon(config, scene.tokens, progress.clients, played.clients)
+    trained = played.trained
     evaluations = evaluate(scene, trained.state, number, runtime) if due else []
     progress.state = trained.state
     progress.remember(trained.client_states)
@@ -190,7 +191,8 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.clients += clients
     progress.evaluations += evaluations
     progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
-    record = _summed(number, played, evaluations, perf_counter() - started)
+    record = _summed(number, replace(played, clients=clients), evaluations, perf_counter() - started)
+    record = replace(record, cut_epsilon=highest_cut_epsilon(progress.rounds, clients))
     record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
     if due and config.attacks.membership:
         record = with_membership(scene, progress.state, record, progress.clients, runtime)

@@ -38,7 +38,9 @@ class ClientRecord:
     the same assignment. ``held_blocks`` are those of the frozen model that have reached the client so far,
     whole or in part, at any dtype (``0-2, 5``), and ``held_share`` is the share of the model's bytes that
     they are with its stem and head, if it has these: who was sent a block can keep it. ``attack`` names what
-    an attacker did, and is shown to no policy.
+    an attacker did, and is shown to no policy. ``cut_epsilon`` is what noise on hidden states has used up so
+    far of the privacy of one of the client's rows, replaced by another (`fedray.mechanism.CutNoise`); null
+    without that noise.
     """
 
     round: int
@@ -81,6 +83,7 @@ class ClientRecord:
     lost_share: float | None = None
     held_blocks: str = ""
     held_share: float = 0.0
+    cut_epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,8 @@ class RoundRecord:
     words that their clients trained on and ``words_floor`` what always saying the commonest word finds; or
     ``images_psnr`` in dB how near images come, and ``images_floor`` how near the mean image does.
     ``labels_found`` is the share of rows whose labels are told, and ``labels_floor`` what always saying the
-    commonest of them tells; null where that is not tried, or nobody's update counted.
+    commonest of them tells; null where that is not tried, or nobody's update counted. ``cut_epsilon`` is the
+    largest that the round's clients, or anybody before them, have come to at their cuts.
     """
 
     round: int
@@ -134,6 +138,7 @@ class RoundRecord:
     images_floor: float | None = None
     labels_found: float | None = None
     labels_floor: float | None = None
+    cut_epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

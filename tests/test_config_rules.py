@@ -59,6 +59,7 @@ NO_EFFECT = [
     ({"availability": "diurnal", "dropouts": True}, "dropouts"),
     ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
     ({"privacy": {"clip_norm": 1.0}}, "privacy.clip_norm"),
+    ({"privacy": {"delta": 1e-6}}, "privacy.delta"),
     (
         {"privacy": {"where": "local", "clip_norm": 1.0, "noise_multiplier": 0.0, "delta": 1e-6}},
         "privacy.delta",

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedray.adapter import Adapter
 from fedray.attacks.matching import gradients_of_images, matched
-from fedray.attacks.updates import most_moved, projected_recovery, readers, span_recovery
+from fedray.attacks.updates import factor_recovery, most_moved, readers
 from fedray.model.anatomy import Anatomy, backbone_prefix
 from fedray.seeds import derive_seed
 from fedray.training.data import Rows
@@ -100,9 +100,9 @@ def words_found(anatomy: Anatomy, sent: Adapter, delta: Adapter, batch: Batch) -
     own = {site: delta.factors[site] for site in sites if site in delta.factors}
     gradients += [factors.a for factors in own.values() if factors.train_a]
     pairs = [(sent.factors[site].a, factors.b) for site, factors in own.items()]
-    ways = [span_recovery(anatomy, sites[0], gradients, batch)] if gradients else []
-    ways += [projected_recovery(anatomy, sites[0], pairs, batch)] if pairs else []
-    return min(ways, key=lambda way: way.nearness).share if ways else 0.0
+    if not gradients and not pairs:
+        return 0.0
+    return factor_recovery(anatomy, sites[0], gradients, pairs, batch).share
 
 
 def _outputs_first(anatomy: Anatomy, site: str, weight: Tensor) -> Tensor:

@@ -143,41 +143,60 @@ def span_recovery(anatomy: Anatomy, site: str, gradients: Sequence[Tensor], batc
             f"A span check is of what the first block reads, {anatomy.block_path(0)}*, and {site} is of "
             "another; name one of the first."
         )
-    return _in_span(anatomy, site, span_of(gradients), batch, None)
+    return _in_spans(anatomy, site, [(span_of(gradients), None)], batch)[0]
 
 
-def projected_recovery(
-    anatomy: Anatomy, site: str, factors: Sequence[tuple[Tensor, Tensor]], batch: Batch
+def factor_recovery(
+    anatomy: Anatomy,
+    site: str,
+    gradients: Sequence[Tensor],
+    factors: Sequence[tuple[Tensor, Tensor]],
+    batch: Batch,
 ) -> Recovered:
-    """The same from gradients of LoRA's B, which has read what the word's vector is under A.
+    """The same from gradients of LoRA's A or of its B, by which of the two the words stand out more.
 
-    So it needs no A that has a gradient: A may be frozen (FFA-LoRA), and B may be zero still. There is room
-    for as many unlike tokens as all ranks together.
+    B has read what a word's vector is under A. So it needs no A that has a gradient: A may be frozen
+    (FFA-LoRA), and B may be zero still. There is room for as many unlike tokens as all ranks together.
 
     Args:
-        anatomy: as in `span_recovery`, like ``batch``.
-        site: a linear of the first block.
-        factors: of it and of others that read the same: A [R, I], and the gradient of B [O, R].
+        anatomy: as in `span_recovery`, like ``site`` and ``batch``.
+        site: see there.
+        gradients: of A, or of whole weights; none where these are frozen.
+        factors: of the site and of others that read the same: A [R, I], and the gradient of B [O, R].
         batch: see there.
     """
-    basis = torch.block_diag(*(span_of([gradient]) for _, gradient in factors))
-    return _in_span(anatomy, site, basis, batch, torch.cat([a for a, _ in factors]))
+    spans: list[tuple[Tensor, Tensor | None]] = [(span_of(gradients), None)] if gradients else []
+    if factors:
+        basis = torch.block_diag(*(span_of([gradient]) for _, gradient in factors))
+        spans.append((basis, torch.cat([a for a, _ in factors])))
+    return min(_in_spans(anatomy, site, spans, batch), key=lambda way: way.nearness)
 
 
-def _in_span(anatomy: Anatomy, site: str, basis: Tensor, batch: Batch, through: Tensor | None) -> Recovered:
+def _in_spans(
+    anatomy: Anatomy, site: str, spans: Sequence[tuple[Tensor, Tensor | None]], batch: Batch
+) -> list[Recovered]:
+    """By each span, [S, I] or [S, R] of what is read through a projection [R, I]."""
     ids, real = batch["input_ids"], batch["attention_mask"].bool()
-    if not len(basis):  # nothing has a gradient, and all words lie as far from nothing
-        return Recovered(share=0.0, dimensions=0, nearness=1.0)
-    distances = _distances(anatomy, site, basis, ids.shape[1], through)  # [V, T], or [V, 1]
-    places = [ids[real]] if distances.shape[1] == 1 else [ids[mask, at] for at, mask in enumerate(real.T)]
+    told = [(basis.float(), through) for basis, through in spans if len(basis)]
+    if not told:  # nothing has a gradient, and all words lie as far from nothing
+        return [Recovered(share=0.0, dimensions=0, nearness=1.0)]
+    every = _distances(anatomy, site, told, ids.shape[1])  # [V, T] each, or [V, 1]
+    return [_said(ids, real, own, len(basis)) for own, (basis, _) in zip(every, told, strict=True)]
+
+
+def _said(ids: Tensor, real: Tensor, distances: Tensor, dimensions: int) -> Recovered:
+    """The words nearest to a span at each place of rows [N, T], as many as there are."""
+    if distances.shape[1] == 1:
+        places, counts = [ids[real]], [len(ids[real].unique())]
+    else:
+        places = [ids[mask, at] for at, mask in enumerate(real.T)]
+        counts = [len(own) for own in places]
     hits, near = 0, 0.0
-    for own, away in zip(places, distances.T, strict=True):
-        said = away.topk(
-            min(len(own.unique() if len(places) == 1 else own), len(away)), largest=False
-        ).indices
+    for own, count, away in zip(places, counts, distances.T, strict=True):
+        said = away.topk(min(count, len(away)), largest=False).indices
         hits += int(torch.isin(own, said).sum())
-        near += (float(away[said].mean()) + _ROUNDED) / (float(away.mean()) + _ROUNDED) if len(own) else 0.0
-    return Recovered(share=hits / int(real.sum()), dimensions=len(basis), nearness=near / len(places))
+        near += (float(away[said].mean()) + _ROUNDED) / (float(away.mean()) + _ROUNDED) if count else 0.0
+    return Recovered(share=hits / int(real.sum()), dimensions=dimensions, nearness=near / len(places))
 
 
 def _refuse_images(anatomy: Anatomy) -> None:
@@ -188,20 +207,22 @@ def _refuse_images(anatomy: Anatomy) -> None:
 
 
 @torch.no_grad()
-def _distances(anatomy: Anatomy, site: str, basis: Tensor, num_places: int, through: Tensor | None) -> Tensor:
-    """Of each word at each place what lies outside the span, relative to its vector, [V, T]."""
+def _distances(
+    anatomy: Anatomy, site: str, spans: Sequence[tuple[Tensor, Tensor | None]], num_places: int
+) -> list[Tensor]:
+    """Of each word at each place what lies outside each span, relative to its vector, [V, T] each."""
     assert anatomy.family.words is not None
     words = len(anatomy.backbone.get_submodule(anatomy.family.words).get_parameter("weight"))
-    basis, parts = basis.float(), []
+    parts: list[list[Tensor]] = [[] for _ in spans]
     for ids in torch.arange(words).split(_LOOKED_UP):
         read = _read_at(anatomy, site, ids[:, None].expand(-1, num_places))
         if torch.allclose(read[:, 0], read[:, -1]):  # places do not show here, as where they are rotated in
             read = read[:, :1]
-        read = read if through is None else read @ through.T
-        inside = read @ basis.T
-        square = (read.square().sum(-1) - inside.square().sum(-1)).clamp(min=0)
-        parts.append((square / read.square().sum(-1).clamp(min=1e-12)).sqrt())
-    return torch.cat(parts)
+        for into, (basis, through) in zip(parts, spans, strict=True):
+            vectors = read if through is None else read @ through.T
+            whole, inside = vectors.square().sum(-1), (vectors @ basis.T).square().sum(-1)
+            into.append(((whole - inside).clamp(min=0) / whole.clamp(min=1e-12)).sqrt())
+    return [torch.cat(own) for own in parts]
 
 
 class _ReadError(Exception):

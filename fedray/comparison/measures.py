@@ -95,9 +95,12 @@ def measures_of(
             Measure(name="cost to target", group=cost, unit=unit, value=needed, censored=censored),
             Measure(name="total", group=cost, unit=unit, value=trajectory.totals[cost]),
         ]
-    last = run.rounds[-1].epsilon
-    if last is not None:
-        found.append(Measure(name="epsilon", group="", unit="epsilon", value=last))
+    used_up = {"epsilon": run.rounds[-1].epsilon, "epsilon at cuts": run.rounds[-1].cut_epsilon}
+    found += [
+        Measure(name=name, group="", unit="epsilon", value=value)
+        for name, value in used_up.items()
+        if value is not None
+    ]
     if run.rounds[-1].attack_success is not None:
         value = run.rounds[-1].attack_success
         found.append(Measure(name="attack success", group="", unit="share", value=value))

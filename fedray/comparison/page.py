@@ -33,6 +33,7 @@ _SPENT: tuple[Column, ...] = (
     ("Peak memory", "peak memory", ""),
     ("of its memory", "peak share of memory", ""),
     ("Epsilon", "epsilon", ""),
+    ("Epsilon at cuts", "epsilon at cuts", ""),
     ("Backdoor", "attack success", ""),
     ("Members told", "membership AUC", ""),
     ("Words found", "words found", ""),

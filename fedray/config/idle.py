@@ -227,9 +227,14 @@ IDLE = (
         because="with aggregation.name: auto, where the policy chooses the rule; name the rule or drop it",
     ),
     Idle(
-        keys=("privacy.clip_norm", "privacy.noise_multiplier", "privacy.delta"),
+        keys=("privacy.clip_norm", "privacy.noise_multiplier"),
         when=lambda c: c.privacy.where is None,
         because="without privacy.where; drop it or set where: central or local",
+    ),
+    Idle(
+        keys=("privacy.delta",),
+        when=lambda c: c.privacy.where is None and not c.privacy.cut_noise_multiplier,
+        because="without privacy.where or privacy.cut_noise_multiplier; drop it or set one of them",
     ),
     Idle(
         keys=("privacy.delta",),

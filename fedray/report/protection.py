@@ -61,10 +61,17 @@ def protection(run: Run) -> Section:
 def _at_cuts(run: Run) -> str:
     section = _section(run, "privacy")
     norm, noise = section["cut_clip_norm"], section.get("cut_noise_multiplier", 0)
+    told = [record.cut_epsilon for record in run.rounds if record.cut_epsilon is not None]
+    promised = (
+        f"Of the privacy of one row of a client, replaced by another, epsilon {told[-1]:.3g} has been used "
+        f"up at most (at delta {section['delta']:g}), over all its tokens, steps and rounds."
+        if told
+        else "Without noise nothing is promised."
+    )
     return paragraph(
         f"Before a token's hidden state crosses a cut it is cut to a norm of {norm:g}, and noise of "
-        f"{noise:g} times that lies on every entry. No epsilon is told of it: tokens, steps and rounds "
-        "compose, and gradients that cross are as they are."
+        f"{noise:g} times that lies on every entry. {promised} Rows' lengths and labels, gradients that "
+        "cross, updates and what a client's own side has learnt are not covered."
     )
 
 

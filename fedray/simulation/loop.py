@@ -15,7 +15,7 @@ from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
 from fedray.observable import Observable
 from fedray.policy import State
-from fedray.privacy import sampling_rate, with_epsilon
+from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
 from fedray.progress import history_of
 from fedray.record import ClientRecord, RoundRecord, summed
 from fedray.scene import Scene
@@ -92,6 +92,7 @@ def play_round(
     closed = close_on_clock(scene, simulated.holdings, outing)
     closed = replace(closed, virtual_seconds=begins - elapsed + closed.virtual_seconds)
     clients = _records(scene, outing, closed, simulated.holdings)
+    clients = with_cut_epsilon(scene.config, scene.tokens, simulated.clients, clients)
     if recorded is not None:
         clients = recorded.replayed(number, clients)
     told = _told(scene, clients, outing.given)
@@ -103,6 +104,7 @@ def play_round(
         summed(number, clients, virtual_seconds=closed.virtual_seconds, wall_seconds=wall_seconds),
         server_joules=closed.server_joules,
         sampling_rate=sampling_rate(scene.privacy, view),
+        cut_epsilon=highest_cut_epsilon(simulated.rounds, clients),
     )
     record = with_epsilon(scene.privacy, record, simulated.rounds, simulated.clients)
     if recorded is not None:
