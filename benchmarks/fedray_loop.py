@@ -29,9 +29,9 @@ from fedray.training.data import Encoded, Rows, batch_plan
 from fedray.training.job import Job, lone_job
 from fedray.training.link import as_received
 from fedray.training.optimizer import LocalOptimizer
+from fedray.training.packs import form_packs
 from fedray.training.shapes import site_ranks
 from fedray.training.tasks.causal_lm import CausalLm
-from fedray.training.train import form_packs
 from fedray.training.workshop import Blueprint, Stock, arrays_of
 
 LONGEST = 64

@@ -1,10 +1,14 @@
-"""What central differential privacy costs in accuracy: a head alone and FFA-LoRA, under more and more noise.
+"""What differential privacy costs in accuracy: noise on sums of updates, or on hidden states at a cut.
 
 MiniLM learns which of 16 Python modules a docstring comes from, with 64 clients of which each is drawn for
 itself, 16 a round on average. Ten runs, some ten minutes on two cores::
 
     python examples/accuracy_and_epsilon.py runs/epsilon
+    python examples/accuracy_and_epsilon.py runs/epsilon_at_a_cut --where cut
 
+The first is central noise, on a head alone and on FFA-LoRA, and its epsilon is that of a client. The second
+is noise on what crosses a cut at block 2, with LoRA of rank 4 above it and nothing trained below, and its
+epsilon is that of one row of a client over all its tokens and steps: much noise, for less of it. It
 prints a table and leaves it as ``table.csv``, with ``picture.png`` and the folder of each run. Called again
 it goes on where it was broken off. Noise multipliers are the axis, epsilon is what they come to over the
 rounds; learning rates and the norm were not tuned. Few clients make little privacy: with a thousand times as
@@ -20,7 +24,8 @@ from matplotlib.figure import Figure
 
 from experiment import Rows, close, options, ran, write
 
-NOISE = (0.0, 0.3, 0.6, 1.0, 2.0)
+NOISE = {"central": (0.0, 0.3, 0.6, 1.0, 2.0), "cut": (0.0, 0.03, 0.1, 0.3, 1.0, 10.0)}
+AT_A_CUT = "LoRA over a cut"
 # What is trained: the menu that offers it, and the rule whose sum one client moves by a known length.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "head alone": (
@@ -28,12 +33,15 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "factor_mean", "options": {"mode": "zero_pad"}, "weights": "uniform"},
     ),
     "FFA-LoRA": ({"ranks": [4], "depths": [2]}, {"name": "ffa_lora", "weights": "uniform"}),
+    AT_A_CUT: ({"ranks": [4], "depths": [2], "cuts": [2], "whole": False}, {"name": "factor_mean"}),
 }
 
 
 def configuration(kind: str, noise: float, num_rounds: int = 10, threads: int = 2) -> dict[str, Any]:
     """One run's."""
     menu, aggregation = KINDS[kind]
+    central = {"where": "central", "clip_norm": 2.0, "noise_multiplier": noise}
+    at_cut = {"cut_clip_norm": 8.0, "cut_noise_multiplier": noise}
     return {
         "model": "minilm",
         "data": {
@@ -48,7 +56,7 @@ def configuration(kind: str, noise: float, num_rounds: int = 10, threads: int = 
         "rounds": {"num_rounds": num_rounds, "clients_per_round": 16, "eval_rounds": num_rounds},
         "selection": "poisson",
         "aggregation": aggregation,
-        "privacy": {"where": "central", "clip_norm": 2.0, "noise_multiplier": noise},
+        "privacy": at_cut if kind == AT_A_CUT else central,
         "packs": {"clients_per_pack": 8, "threads_per_pack": threads},
         "audit": {"share": 0.0},
         "runtime": "local",
@@ -58,17 +66,18 @@ def configuration(kind: str, noise: float, num_rounds: int = 10, threads: int = 
 def measured(kind: str, noise: float, out: Path) -> dict[str, Any]:
     """A row of the table, from the tables of a run."""
     last = pq.read_table(out / "rounds.parquet").to_pylist()[-1]
-    facts = {name: last[name] for name in ("epsilon", "accuracy", "loss")}
+    epsilon = last["cut_epsilon" if kind == AT_A_CUT else "epsilon"]
+    facts = {"epsilon": epsilon, "accuracy": last["accuracy"], "loss": last["loss"]}
     return {"kind": kind, "noise_multiplier": noise, **facts}
 
 
 def show(rows: Rows) -> None:
     """The table, on the terminal."""
-    print("trained     noise    epsilon  accuracy    loss")
+    print("trained          noise    epsilon  accuracy    loss")
     for row in rows:
         epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
         print(
-            f"{row['kind']:10s}  {row['noise_multiplier']:5.2f}  {epsilon:>9s}  {row['accuracy']:8.3f}  "
+            f"{row['kind']:15s}  {row['noise_multiplier']:5.2f}  {epsilon:>9s}  {row['accuracy']:8.3f}  "
             f"{row['loss']:6.3f}",
             flush=True,
         )
@@ -79,7 +88,7 @@ def draw(rows: Rows, file: Path) -> None:
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
             own = [row for row in rows if row["kind"] == kind]
             noisy = [row for row in own if row["epsilon"] is not None]
             axes.plot(
@@ -99,11 +108,12 @@ def main() -> None:
     """All runs, one after the other; what is there already is read."""
     parser = options(__doc__, rounds=10)
     parser.add_argument("--threads", type=int, default=2, help="of each run")
-    parser.add_argument("--noise", type=float, nargs="+", default=NOISE, help="noise multipliers")
+    parser.add_argument("--noise", type=float, nargs="+", help="noise multipliers")
+    parser.add_argument("--where", choices=tuple(NOISE), default="central", help="on sums, or at a cut")
     given = parser.parse_args()
     rows = []
-    for kind in KINDS:
-        for noise in given.noise:
+    for kind in [kind for kind in KINDS if (kind == AT_A_CUT) == (given.where == "cut")]:
+        for noise in given.noise or NOISE[given.where]:
             config = configuration(kind, noise, given.rounds, given.threads)
             place = given.out / f"{kind.replace(' ', '_')}_{noise:g}"
             rows.append(measured(kind, noise, ran(place, config)))

@@ -5,11 +5,13 @@ fonts for images, all on this machine already. Some ten minutes on two cores::
 
     python examples/leakage.py runs/leakage
     python examples/leakage.py runs/leakage --images PATH --vit PATH    # your own images, a trained ViT
+    python examples/leakage.py runs/leakage --model FOLDER    # words at the cuts of a decoder alone
 
 prints the table, a measurement a row, and leaves it as ``table.csv``, with ``picture.png``:
 
 - activation inversion, over cut, codec, noise and how many rows the attacker has: the share of words that are
   found (always saying the commonest is the floor), and PSNR of images (the mean image is the floor);
+- the same by search through the blocks below a cut, which the attacker knows but for the client's adapter;
 - inversion of one update over rank and batch, of SGD and of AdamW, int8 and noise: the share of words;
 - a search for the image of an update over rank, as PSNR;
 - membership over rank, by the loss and by likelihood ratio: AUC, and members named at one false in a hundred.
@@ -29,7 +31,14 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from experiment import write
 from fedray.adapter import Adapter, applied
@@ -38,6 +47,7 @@ from fedray.attacks.inversion import Sent, commonest, token_recovery
 from fedray.attacks.matching import gradients_of_images, matched
 from fedray.attacks.membership import by_loss
 from fedray.attacks.pictures import image_recovery, mean_image, psnr
+from fedray.attacks.searched import searched_recovery
 from fedray.attacks.shadows import by_ratio, trained_shadows
 from fedray.attacks.updates import span_recovery
 from fedray.config import load_config
@@ -45,6 +55,7 @@ from fedray.mechanism import Mechanism
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import load_backbone
 from fedray.scene import Scene, furnish, set_scene
+from fedray.training.data import Rows
 from fedray.training.job import Job, lone_job
 from fedray.training.link import as_received, on_its_way
 from fedray.training.optimizer import LocalOptimizer
@@ -67,6 +78,10 @@ WAYS: dict[str, tuple[Sent, int]] = {
 }
 RANDOM = "as they are, random weights"
 NUM_PRIVATE = 100
+# A search takes minutes a cut, so it looks for fewer rows: hidden states as they are sent, by name.
+SEARCHED = {"as they are": Sent(), "int4": Sent(codec="int4"), "noise 1": Sent(noise=1.0)}
+UNKNOWN = "as they are, adapter unknown"
+NUM_SEARCHED = 12
 SGD = LocalOptimizer(optim="sgd", learning_rate=1.0, max_grad_norm=None)
 ADAMW = LocalOptimizer(optim="adamw", learning_rate=1e-3, max_grad_norm=None)
 # How an update comes about and is sent: rank, rows of its batch, and what else.
@@ -84,9 +99,10 @@ MEMBERS, EPOCHS, SHADOWS = 48, 10, 6
 Row = dict[str, Any]
 
 
-def texts() -> Scene:
-    """MiniLM and docstrings."""
-    return set_scene(load_config({"data": {"max_length": 48}, "runtime": "local"}), None)
+def texts(model: str | None = None) -> Scene:
+    """Docstrings for MiniLM, or for a decoder."""
+    task = {"model": model, "task": "causal_lm"} if model else {}
+    return set_scene(load_config({**task, "data": {"max_length": 48}, "runtime": "local"}), None)
 
 
 def pictures(images: str, vit: str, shape: Sequence[int] | None = None) -> Scene:
@@ -118,9 +134,7 @@ def at_cuts(scene: Scene, *, images: bool) -> Iterator[Row]:
     of: dict[str, Anatomy] = {"": dissect(pretrained)}
     ways = dict(WAYS)
     if not images:
-        torch.manual_seed(0)
-        drawn = AutoModel.from_config(pretrained.config, add_pooling_layer=False).requires_grad_(False)
-        of[RANDOM], ways[RANDOM] = dissect(drawn), (Sent(), 256)
+        of[RANDOM], ways[RANDOM] = dissect(drawn_anew(pretrained, scene)), (Sent(), 256)
     for name, (sent, count) in ways.items():
         found = attack(of.get(name, of[""]), scene.encoded, known[:count], private, sent)
         for cut, value in found.items():
@@ -132,6 +146,51 @@ def at_cuts(scene: Scene, *, images: bool) -> Iterator[Row]:
                 "value": value,
                 "floor": floor,
             }
+
+
+def drawn_anew(pretrained: PreTrainedModel, scene: Scene) -> PreTrainedModel:
+    """The same model with random weights."""
+    torch.manual_seed(0)
+    if scene.task.head == "causal_lm":
+        drawn: PreTrainedModel = AutoModelForCausalLM.from_config(pretrained.config)
+    else:
+        drawn = AutoModel.from_config(pretrained.config, add_pooling_layer=False)
+    return drawn.requires_grad_(False)
+
+
+def by_search(scene: Scene, workshop: Workshop) -> Iterator[Row]:
+    """Words that a search finds at the lowest, the middle and the highest cut, beside the decoder's."""
+    anatomy = workshop.evaluated.anatomy
+    order = np.random.default_rng(0).permutation(len(scene.encoded))
+    rows = anatomy, scene.encoded, order[NUM_PRIVATE:][:256], order[:NUM_SEARCHED]
+    cuts = (0, anatomy.num_blocks // 2, anatomy.num_blocks)
+    floor = commonest(scene.encoded, *rows[2:])
+    for name, sent in {**SEARCHED, UNKNOWN: Sent(adapter=trained_on(workshop, scene, rows[3]))}.items():
+        decoded = token_recovery(*rows, sent)
+        searched = searched_recovery(*rows, sent, cuts)
+        for attack, found in (("words by search", searched), ("words by decoder", decoded)):
+            for cut in cuts:
+                yield {
+                    "attack": attack,
+                    "sent": name,
+                    "cut": cut,
+                    "measure": "share of words",
+                    "value": found[cut],
+                    "floor": floor,
+                }
+
+
+def trained_on(workshop: Workshop, scene: Scene, rows: Rows) -> Adapter:
+    """LoRA of rank 8 on all blocks after ten epochs on a client's rows."""
+    blocks = workshop.evaluated.anatomy.num_blocks
+    lora = lora_on_top(blocks, blocks, 8, targets=tuple(workshop.evaluated.anatomy.family.targets))
+    given = Assignment(blocks=tuple(range(blocks)), adapter=lora, batch_size=4, num_epochs=10)
+    sent = initial_adapter(workshop.evaluated.anatomy, [given], scene.num_labels, 0)
+    optimizer = LocalOptimizer(learning_rate=3e-3)
+    own = replace(workshop, partitions=(rows,), optimizer=optimizer)
+    (update,) = train_pack(own, [lone_job(given, sent, num_rows=len(rows), tokens=scene.max_length)])
+    assert update.delta is not None
+    return applied(sent, update.delta)
 
 
 def of_image_updates(scene: Scene) -> Iterator[Row]:
@@ -319,6 +378,14 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         figure.savefig(file, dpi=150)
 
 
+def of_decoder(model: str) -> Iterator[Row]:
+    """Words at all cuts of a causal LM, and by search at some."""
+    scene = texts(model)
+    blueprint, stock, _ = furnish(scene, "cpu")
+    yield from at_cuts(scene, images=False)
+    yield from by_search(scene, open_workshop(blueprint, stock))
+
+
 def every(images: str, vit: str | None, shape: Sequence[int] | None) -> Iterator[Row]:
     """All rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -331,6 +398,7 @@ def every(images: str, vit: str | None, shape: Sequence[int] | None) -> Iterator
     yield from of_updates(scene, workshop)
     yield from of_models(scene, workshop)
     yield from at_cuts(scene, images=False)
+    yield from by_search(scene, workshop)
 
 
 def main() -> None:
@@ -342,10 +410,12 @@ def main() -> None:
     parser.add_argument(
         "--image-shape", type=int, nargs="+", help="of images that are raw pixels, such as 28 28"
     )
+    parser.add_argument("--model", help="a decoder's folder or id; words at its cuts alone then")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    for row in every(given.images, given.vit, given.image_shape):
+    decoder = of_decoder(given.model) if given.model else None
+    for row in decoder or every(given.images, given.vit, given.image_shape):
         show(row)
         rows.append(row)
     write(rows, given.out, draw, COLUMNS)

@@ -6,13 +6,14 @@ opposite of what they learnt, or teach a backdoor (three words that mean the fir
 times as large). Some thirty runs, half an hour on two busy cores::
 
     python examples/poisoning.py runs/poisoning
+    python examples/poisoning.py runs/flipped --menus mixed --attacks none label_flip
 
 prints a table and leaves it as ``table.csv``, with ``picture.png`` and the folder of each run. Called again
 it goes on where it was broken off. All clients are asked in every round, so a fifth of the updates are
 attackers'; rules that must guess a share of attackers are told 0.3. Nothing was tuned.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,12 @@ def configuration(menu: str, attack: str, rule: str, num_rounds: int = 6, thread
     }
 
 
-def settings() -> Iterator[tuple[str, str, str]]:
+def settings(
+    menus: Sequence[str] = tuple(MENUS), attacks: Sequence[str] = tuple(ATTACKS)
+) -> Iterator[tuple[str, str, str]]:
     """Menu, attack and rule of every run."""
-    for attack in ATTACKS:
-        for menu in MENUS:
+    for attack in attacks:
+        for menu in menus:
             yield from ((menu, attack, rule) for rule in RULES)
 
 
@@ -134,9 +137,11 @@ def main() -> None:
     """All runs, one after the other; what is there already is read."""
     parser = options(__doc__, rounds=6)
     parser.add_argument("--threads", type=int, default=2, help="of each run")
+    parser.add_argument("--menus", nargs="+", choices=tuple(MENUS), default=tuple(MENUS))
+    parser.add_argument("--attacks", nargs="+", choices=tuple(ATTACKS), default=tuple(ATTACKS))
     given = parser.parse_args()
     rows = []
-    for menu, attack, rule in settings():
+    for menu, attack, rule in settings(given.menus, given.attacks):
         config = configuration(menu, attack, rule, given.rounds, given.threads)
         place = given.out / f"{menu}_{attack}_{rule}"
         rows.append(measured(menu, attack, rule, ran(place, config, in_turn)))

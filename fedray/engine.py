@@ -24,10 +24,11 @@ from fedray.model.anatomy import dissect
 from fedray.model.export import save_adapter
 from fedray.model.export_added import save_added
 from fedray.model.whole_model import save_model
+from fedray.overheard import ear_for, with_overheard
 from fedray.overlapping import play_overlapping
 from fedray.policy import State
 from fedray.policy_loading import name_in_python
-from fedray.privacy import sampling_rate, with_epsilon
+from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
 from fedray.progress import Progress, begun, history_of
 from fedray.readiness import Readiness, view_of
 from fedray.record import ClassRecord, ClientRecord, EvaluationRecord, RoundRecord, summed
@@ -184,10 +185,12 @@ class _Played:
 def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> RoundRecord:
     """One round, from the selection to its records; what it came to is in ``progress``."""
     started, config = perf_counter(), scene.config
-    play = _overlapping if scene.pace.joins else _in_step
-    played = play(scene, progress, runtime, number)
-    clients, trained = played.clients, played.trained
     due = scene.evaluates(number)
+    ear = ear_for(scene, number) if due else None
+    play = _overlapping if scene.pace.joins else _in_step
+    played = play(scene, progress, runtime if ear is None else TappedRuntime(runtime, [ear]), number)
+    clients = with_cut_epsilon(config, scene.tokens, progress.clients, played.clients)
+    trained = played.trained
     evaluations = evaluate(scene, trained.state, number, runtime) if due else []
     plain = [] if trained.plain is None else evaluate(scene, trained.plain, number, runtime)
     progress.state = trained.state
@@ -197,12 +200,19 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.clients += clients
     progress.evaluations += evaluations
     progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
-    record = _summed(number, played, evaluations, perf_counter() - started)
+    record = _summed(number, replace(played, clients=clients), evaluations, perf_counter() - started)
     plain_accuracy, plain_loss = headline(plain)
-    record = replace(record, plain_accuracy=plain_accuracy, plain_loss=plain_loss)
+    record = replace(
+        record,
+        plain_accuracy=plain_accuracy,
+        plain_loss=plain_loss,
+        cut_epsilon=highest_cut_epsilon(progress.rounds, clients),
+    )
     record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
     if due and config.attacks.membership:
         record = with_membership(scene, progress.state, record, progress.clients, runtime)
+    if ear is not None:
+        record = with_overheard(scene, record, ear, trained, runtime)
     progress.rounds.append(record)
     return record
 

@@ -17,6 +17,8 @@ import, so only who protects does.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from math import sqrt
 from typing import Literal, assert_never
 
 Sampling = Literal["poisson", "fixed_size"]
@@ -33,9 +35,12 @@ _SENT = frozenset({"ok", "late"})
 class CutNoise:
     """What a client does to hidden states before they cross its cut, token by token.
 
-    Each vector is cut to the norm C, and noise of standard deviation z C is added to every entry. That is
-    the local Gaussian mechanism of multiplier z / 2 for one token of one message; a row's tokens and all the
-    steps that send it again compose, and no epsilon is told.
+    Each vector is cut to the norm C, and noise of standard deviation z C is added to every entry. Neighbours
+    are two data sets of one client that differ in one row, which is replaced by another of as many tokens.
+    Each of its tokens moves by 2 C at most: the local Gaussian mechanism of multiplier z / 2, once in every
+    step that sends the row. Covered are its hidden states that go up at a cut. How long it is, its label,
+    gradients that cross and the update of the client's own side are not; nor is what that side has learnt of
+    it, which shows in later hidden states of other rows, too: below a frozen bottom there is none of that.
 
     Attributes:
         clip_norm: C; ``noise_multiplier`` is z, and 0 cuts alone.
@@ -43,6 +48,22 @@ class CutNoise:
 
     clip_norm: float
     noise_multiplier: float
+
+    def epsilon(self, tokens: int, times_sent: int, delta: float) -> float | None:
+        """What of one row's privacy has been used up; None without noise, where there is no bound.
+
+        As many Gaussian mechanisms as tokens were sent are together one, whose multiplier is smaller by the
+        root of their number; its epsilon is exact (1805.06530, by `dp_accounting`).
+
+        Args:
+            tokens: of the client's longest row.
+            times_sent: how often one row was sent so far.
+            delta: of the promise.
+        """
+        if not self.noise_multiplier:
+            return None
+        sent = tokens * times_sent
+        return _exact(self.noise_multiplier / 2 / sqrt(sent), delta) if sent else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +103,13 @@ class Mechanism:
                 return _local(self, most_updates) if most_updates else 0.0
             case _:
                 assert_never(self.where)
+
+
+@cache
+def _exact(multiplier: float, delta: float) -> float:
+    from dp_accounting import get_epsilon_gaussian
+
+    return float(get_epsilon_gaussian(multiplier, delta))
 
 
 def most_updates(outcomes: Iterable[tuple[int, str]]) -> int:

@@ -1,12 +1,15 @@
 """What a configuration puts on offer: the menu over a model, and the declared server above the cuts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedray.assignment import Assignment, Dtype
 from fedray.config import Config
+from fedray.config.privacy_sections import AttacksSection
 from fedray.errors import ConfigError
 from fedray.menu import Grid, build_menu
 from fedray.model.anatomy import Anatomy
+from fedray.parts import held_pieces
+from fedray.trained import Lora, Weights
 from fedray.training.task import Task
 from fedray.virtual_server import VirtualServer
 
@@ -70,6 +73,50 @@ def refuse_heads(config: Config, task: Task) -> None:
             f"menu.exits puts trained heads behind blocks, and the task {config.task.name!r} trains none: a "
             "causal LM keeps the model's own; drop them or choose a classification task."
         )
+
+
+def refuse_attacks(config: Config, anatomy: Anatomy, menu: Sequence[Assignment], num_labels: int) -> None:
+    """Raises ConfigError for attacks on updates that have nothing to look for, or nothing to look with."""
+    asked = config.attacks
+    if asked.labels and not num_labels:
+        raise ConfigError(
+            f"attacks.labels infers labels, and the task {config.task.name!r} has no classes; drop it, or "
+            "choose a classification task."
+        )
+    if not asked.updates:
+        return
+    if anatomy.takes_text:
+        _refuse_to_look_for_words(config, anatomy, menu)
+    elif config.menu.cuts:
+        raise ConfigError(
+            "attacks.updates searches for images through the model that a client trained, and under "
+            "menu.cuts a server trains a part of it; drop one of the two."
+        )
+
+
+def _refuse_to_look_for_words(config: Config, anatomy: Anatomy, menu: Sequence[Assignment]) -> None:
+    if config.attacks.search_steps != AttacksSection().search_steps:
+        raise ConfigError(
+            "attacks.search_steps are of a search for images, and words are found by arithmetic; drop it."
+        )
+    if not any(_tells_of_first_block(assignment) for assignment in menu):
+        raise ConfigError(
+            "attacks.updates finds words by what the first block's weights or factors learn, and none of the "
+            f"menu's {len(menu)} assignments trains these; give menu.depths: [all] with ranks or "
+            "tunings: [full], or drop it."
+        )
+    held = held_pieces(config, anatomy.num_blocks)
+    if held is not None and "block.0" not in held:
+        raise ConfigError(
+            "attacks.updates finds words by what the first block reads, and with server.evaluation: sweep no "
+            "process beside the server's has it; give menu.cuts above 0, or drop it."
+        )
+
+
+def _tells_of_first_block(assignment: Assignment) -> bool:
+    own, trained = assignment.adapter, assignment.trained
+    tells = isinstance(own, Lora) or (isinstance(own, Weights) and own.part == "all")
+    return tells and bool(trained) and trained[0] and (assignment.split or assignment.blocks[0] == 0)
 
 
 def server_of(config: Config, anatomies: Mapping[Dtype, Anatomy]) -> VirtualServer | None:

@@ -1,11 +1,15 @@
 """What a configuration's protection comes to under its policy, and what it refuses."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
+from fedray.assignment import Assignment
 from fedray.config.sections import Config
+from fedray.cost import Ints
 from fedray.errors import ConfigError
 from fedray.mechanism import CutNoise, Mechanism, Where, most_updates
 from fedray.policy import Pace, View
@@ -44,6 +48,50 @@ def cut_noise_of(config: Config) -> CutNoise | None:
     if section.cut_clip_norm is None:
         return None
     return CutNoise(clip_norm=section.cut_clip_norm, noise_multiplier=section.cut_noise_multiplier)
+
+
+def times_sent(assignment: Assignment, num_rows: int, num_steps: int) -> int:
+    """How often the hidden states of one of a client's rows go up in a round, at most; 0 without a cut.
+
+    Every epoch has each row once; below a frozen bottom the server keeps what it was sent in the first.
+    """
+    if not assignment.split:
+        return 0
+    return 1 if assignment.frozen_bottom else -(-num_steps // -(-num_rows // assignment.batch_size))
+
+
+def with_cut_epsilon(
+    config: Config, tokens: Ints, before: Iterable[ClientRecord], clients: Sequence[ClientRecord]
+) -> list[ClientRecord]:
+    """The records of a round's clients with what noise at cuts has used up of a row's privacy.
+
+    Every round in which a client had a cut counts as if all its steps had been heard, whatever became of it.
+
+    Args:
+        config: of the run.
+        tokens: what each client's longest row is padded to, [clients].
+        before: of all client-rounds before.
+        clients: of this round.
+    """
+    noise = cut_noise_of(config)
+    if noise is None or not noise.noise_multiplier:
+        return list(clients)
+    read = cache(Assignment.from_json)
+    total: Counter[int] = Counter()
+    told = []
+    for one in before:
+        total[one.client_id] += times_sent(read(one.assignment), one.num_rows, one.num_steps)
+    for one in clients:
+        total[one.client_id] += times_sent(read(one.assignment), one.num_rows, one.num_steps)
+        most = noise.epsilon(int(tokens[one.client_id]), total[one.client_id], config.privacy.delta)
+        told.append(replace(one, cut_epsilon=most))
+    return told
+
+
+def highest_cut_epsilon(before: Sequence[RoundRecord], clients: Iterable[ClientRecord]) -> float | None:
+    """Of all clients that have had a cut so far, this round's among them."""
+    found = [record.cut_epsilon for record in before[-1:]] + [record.cut_epsilon for record in clients]
+    return max((epsilon for epsilon in found if epsilon is not None), default=None)
 
 
 def sampling_rate(mechanism: Mechanism | None, view: View) -> float | None:

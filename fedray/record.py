@@ -39,7 +39,8 @@ class ClientRecord:
     whole or in part, at any dtype (``0-2, 5``), and ``held_share`` is the share of the model's bytes that
     they are with its stem and head, if it has these: who was sent a block can keep it. ``charge_joules`` were
     in the client's battery as it was asked; null on mains. ``attack`` names what an attacker did, and is
-    shown to no policy.
+    shown to no policy. ``cut_epsilon`` is what noise on hidden states has used up so far of the privacy of
+    one of the client's rows, replaced by another (`fedray.mechanism.CutNoise`); null without that noise.
     """
 
     round: int
@@ -83,6 +84,7 @@ class ClientRecord:
     held_blocks: str = ""
     held_share: float = 0.0
     charge_joules: float | None = None
+    cut_epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +101,14 @@ class RoundRecord:
     said to be a backdoor's once they have its trigger; null where none is tried. ``membership_auc`` is how
     well losses tell rows of clients that have trained from rows held out, 0.5 for guessing, and
     ``membership_found`` the share of the first that are named at one false in a hundred; null where that is
-    not tried. ``plain_accuracy`` and ``plain_loss`` are of the state that the round's updates would have made
-    as they were before coding; null where ``audit.codecs`` does not ask.
+    not tried. Of some of the round's updates, as the server has them, ``words_found`` is the share of the
+    words that their clients trained on and ``words_floor`` what always saying the commonest word finds; or
+    ``images_psnr`` in dB how near images come, and ``images_floor`` how near the mean image does.
+    ``labels_found`` is the share of rows whose labels are told, and ``labels_floor`` what always saying the
+    commonest of them tells; null where that is not tried, or nobody's update counted. ``plain_accuracy`` and
+    ``plain_loss`` are of the state that the round's updates would have made as they were before coding; null
+    where ``audit.codecs`` does not ask. ``cut_epsilon`` is the largest that the round's clients, or anybody
+    before them, have come to at their cuts.
     """
 
     round: int
@@ -129,6 +137,13 @@ class RoundRecord:
     membership_found: float | None = None
     plain_accuracy: float | None = None
     plain_loss: float | None = None
+    words_found: float | None = None
+    words_floor: float | None = None
+    images_psnr: float | None = None
+    images_floor: float | None = None
+    labels_found: float | None = None
+    labels_floor: float | None = None
+    cut_epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,10 +37,10 @@ from fedray.training.evaluate import Outputs
 from fedray.training.job import ClientState, Job, Update
 from fedray.training.link import as_received, refuse_codecs, sent_down
 from fedray.training.own_side import base_of
+from fedray.training.packs import form_packs
 from fedray.training.shapes import site_ranks
 from fedray.training.shares import in_blocks
 from fedray.training.tap import Heard
-from fedray.training.train import form_packs
 from fedray.training.variates import ServersSum, refuse_other_shapes, servers_variate
 
 # Adds an update, a delta of its job, to a round's sum.

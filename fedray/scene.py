@@ -32,7 +32,7 @@ from fedray.leakage import leakage_of
 from fedray.mechanism import Mechanism
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
-from fedray.offered import menu_of, refuse_heads, server_of, targets_of
+from fedray.offered import menu_of, refuse_attacks, refuse_heads, server_of, targets_of
 from fedray.parts import held_pieces, refuse_another_models, refuse_unordered
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
@@ -242,6 +242,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     refuse_heads(config, task)
     rows = rows_of(config)
     num_labels = task.labels(list(rows))
+    refuse_attacks(config, anatomy, menu, num_labels)
     encoded = encode(task, rows, processor, max_length)
     partitions = partitions_of(config, rows, None)
     fleet = fleet_of(config, partitions.num_clients)

@@ -21,8 +21,8 @@ from fedray.server.shard_blueprint import ShardBlueprint
 from fedray.training.boundary import read_by_loss
 from fedray.training.job import Job
 from fedray.training.own_weights import refuse_parts, with_own_weights
+from fedray.training.packs import form_packs
 from fedray.training.shares import client_share, joined, server_share, with_own_heads
-from fedray.training.train import form_packs
 from fedray.training.workshop import Blueprint
 
 # A collective that takes longer has lost a shard.

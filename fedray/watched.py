@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, assert_never
 
 from fedray.rounds import Runtime
-from fedray.runtime.carrier import AuditJob, Done, EvaluateRows, Order, TrainPack
+from fedray.runtime.carrier import AuditJob, Done, EvaluateRows, LookInto, Order, TrainPack
 from fedray.runtime.split import SplitDone, SplitEvaluation
 from fedray.server.lockstep import SplitRound
 from fedray.training.evaluate import Outputs
 from fedray.training.tap import Heard
 
-Doing = Literal["audits", "training", "evaluation"]
+Doing = Literal["audits", "training", "evaluation", "attacks"]
 # Round, what is being done, how many are done, of how many: clients, but rows in an evaluation.
 Watch = Callable[[int, Doing, int, int], None]
 
@@ -63,5 +63,7 @@ def _part(order: Order) -> tuple[Doing, int]:
             return "training", len(jobs)
         case EvaluateRows(rows=rows):
             return "evaluation", len(rows)
+        case LookInto():
+            return "attacks", 1
         case _:
             assert_never(order)

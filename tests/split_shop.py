@@ -12,7 +12,8 @@ from fedray.training.boundary import read_by_loss
 from fedray.training.client_half import PackHalves
 from fedray.training.job import Job, Update
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.train import Workshop, form_packs, train_pack
+from fedray.training.packs import form_packs
+from fedray.training.train import Workshop, train_pack
 from shop import BLOCKS, LABELS, VOCABULARY
 
 # So large that a delta is the gradient: what the weights were is lost in its rounding.

@@ -39,6 +39,8 @@ NO_EFFECT = [
     ({"leakage": {"measure": True}}, "leakage.measure"),
     ({"privacy": {"cut_clip_norm": 1.0}}, "privacy.cut_clip_norm"),
     ({"attacks": {"rows": 64}}, "attacks.rows"),
+    ({"attacks": {"clients": 2}}, "attacks.clients"),
+    ({"attacks": {"search_steps": 9}}, "attacks.search_steps"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
     ({"menu": {"ranks": [], "tunings": ["full"], "width_window": "salient"}}, "menu.width_window"),
@@ -57,6 +59,7 @@ NO_EFFECT = [
     ({"availability": "diurnal", "dropouts": True}, "dropouts"),
     ({"aggregation": {"options": {"mode": "hetlora"}}}, "aggregation.options"),
     ({"privacy": {"clip_norm": 1.0}}, "privacy.clip_norm"),
+    ({"privacy": {"delta": 1e-6}}, "privacy.delta"),
     (
         {"privacy": {"where": "local", "clip_norm": 1.0, "noise_multiplier": 0.0, "delta": 1e-6}},
         "privacy.delta",
@@ -176,6 +179,18 @@ SCAFFOLDED = [
                 "pace": {"late": "join", "goal": 2},
             },
             "audit.codecs sums a round's updates once more as they were, and under pace.late: join",
+        ),
+        (
+            {"attacks": {"labels": True}, "secure_aggregation": {"masks": "pairwise"}},
+            "attacks.labels looks into single updates, and with secure_aggregation the server sees their sum",
+        ),
+        (
+            {"attacks": {"labels": True}, "menu": {"cuts": [1]}},
+            "attacks.labels infers labels that stay with clients, and under menu.cuts without a tail they",
+        ),
+        (
+            {"attacks": {"updates": True}, "menu": {"tunings": ["full"], "ranks": [], "widths": [0.5]}},
+            "attacks.updates looks into what whole blocks read, and menu.widths = [0.5] has clients train",
         ),
         (
             {"secure_aggregation": {"masks": "pairwise"}, "menu": {"cuts": [1]}},

@@ -59,7 +59,13 @@ def test_the_runs_of_accuracy_and_epsilon_are_valid(repository: Path) -> None:
     example = run_file(repository / "examples" / "accuracy_and_epsilon.py", "example")
     for kind in example.KINDS:
         config = load_config(example.configuration(kind, 0.5))
-        assert (config.privacy.where, config.privacy.noise_multiplier) == ("central", 0.5)
+        if kind == example.AT_A_CUT:
+            assert (config.privacy.cut_noise_multiplier, config.privacy.where) == (0.5, None)
+            # Nothing is trained below the cut: there the promise is whole.
+            assert config.menu.cuts == (2,)
+            assert config.menu.depths == (2,)
+        else:
+            assert (config.privacy.where, config.privacy.noise_multiplier) == ("central", 0.5)
 
 
 def test_the_runs_of_poisoning_are_valid_and_each_a_fifth_of_attackers(repository: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedray.adapter import Adapter
 from fedray.attacks.depths import by_depth
 from fedray.errors import ConfigError
 from fedray.mechanism import CutNoise
@@ -37,12 +38,14 @@ class Sent:
         codec: that they are coded with (`fedray.model.codecs`).
         noise: standard deviation of Gaussian noise on them, in that of the states themselves.
         protection: what clients do to them before that, as a run's configuration has it.
+        adapter: LoRA of the client's, which the attacker does not have; None before round 1.
         seed: of all.
     """
 
     codec: str = "none"
     noise: float = 0.0
     protection: CutNoise | None = None
+    adapter: Adapter | None = None
     seed: int = 0
 
 
@@ -61,13 +64,9 @@ def token_recovery(
     Raises:
         ConfigError: for a model of images, or no rows on one side.
     """
-    if anatomy.family.words is None:
-        raise ConfigError(
-            f"Token recovery is of words, and no words go into this {anatomy.model.config.model_type} model."
-        )
-    words = anatomy.backbone.get_submodule(anatomy.family.words).get_parameter("weight").detach().float()
-    theirs, own = by_depth(anatomy, pool, known), by_depth(anatomy, pool, private)
+    words = words_of(anatomy)
     way = sent or Sent()
+    theirs, own = by_depth(anatomy, pool, known), by_depth(anatomy, pool, private, way.adapter)
     found = {}
     for cut in range(anatomy.num_blocks + 1):
         decoder = fitted(as_sent(theirs.states[cut], way, cut), words[theirs.inputs])
@@ -93,10 +92,23 @@ def fitted(states: Tensor, wanted: Tensor, ridge: float = 1e-3) -> Tensor:
 
 def guesses(states: Tensor, decoder: Tensor, words: Tensor) -> Tensor:
     """The word whose embedding points nearest to what is decoded, [X]."""
-    decoded = normalize(decoded_by(states, decoder), dim=1)
+    return nearest(decoded_by(states, decoder), words)
+
+
+def nearest(vectors: Tensor, words: Tensor) -> Tensor:
+    """The word whose embedding points nearest to each vector [X, D], [X]."""
     directions = normalize(words, dim=1)
-    parts = [(part @ directions.T).argmax(1) for part in decoded.split(_LOOKED_UP)]
+    parts = [(part @ directions.T).argmax(1) for part in normalize(vectors, dim=1).split(_LOOKED_UP)]
     return torch.cat(parts)
+
+
+def words_of(anatomy: Anatomy) -> Tensor:
+    """The embeddings of all words, [V, D] in float32. Raises ConfigError for a model of images."""
+    if anatomy.family.words is None:
+        raise ConfigError(
+            f"Token recovery is of words, and no words go into this {anatomy.model.config.model_type} model."
+        )
+    return anatomy.backbone.get_submodule(anatomy.family.words).get_parameter("weight").detach().float()
 
 
 def decoded_by(states: Tensor, decoder: Tensor) -> Tensor:

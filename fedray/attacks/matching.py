@@ -30,6 +30,8 @@ def gradients_of_images(
 ) -> GradientsOf:
     """From images [N, C, H, W] in the place of a batch's own to the gradients of all that a client trains.
 
+    They are in the order of the adapter's own tensors, each behind an axis of one client.
+
     Args:
         backbone: as the client has it.
         task: whose loss.
@@ -48,7 +50,7 @@ def gradients_of_images(
         )
     # The other kernel has no second derivative.
     course = course_of(assignment, "eager", recompute=False)
-    stack = stack_of([sent], LocalOptimizer(optim="sgd"), "cpu")
+    stack = stack_of([sent], LocalOptimizer(optim="sgd"), str(batch["weight"].device))
 
     def gradients(images: Tensor) -> Sequence[Tensor]:
         leaves = stack.leaves(None)
@@ -56,7 +58,8 @@ def gradients_of_images(
         own = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
         losses = loss_of_clients(backbone, course, task, {**batch, anatomy.family.inputs: images})
         loss = losses({**factors, **own}, head).sum()
-        return torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+        trained = [leaves[name] for name in sent.tensors()]
+        return torch.autograd.grad(loss, trained, create_graph=True, materialize_grads=True)
 
     return gradients
 

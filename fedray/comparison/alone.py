@@ -21,7 +21,7 @@ from fedray.told import told_by_the_clock
 from fedray.training.evaluate import Outputs, evaluation_chunks, in_order
 from fedray.training.job import Job, Update
 from fedray.training.link import as_received
-from fedray.training.train import form_packs
+from fedray.training.packs import form_packs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

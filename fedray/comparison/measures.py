@@ -95,9 +95,12 @@ def measures_of(
             Measure(name="cost to target", group=cost, unit=unit, value=needed, censored=censored),
             Measure(name="total", group=cost, unit=unit, value=trajectory.totals[cost]),
         ]
-    last = run.rounds[-1].epsilon
-    if last is not None:
-        found.append(Measure(name="epsilon", group="", unit="epsilon", value=last))
+    used_up = {"epsilon": run.rounds[-1].epsilon, "epsilon at cuts": run.rounds[-1].cut_epsilon}
+    found += [
+        Measure(name=name, group="", unit="epsilon", value=value)
+        for name, value in used_up.items()
+        if value is not None
+    ]
     if run.rounds[-1].attack_success is not None:
         value = run.rounds[-1].attack_success
         found.append(Measure(name="attack success", group="", unit="share", value=value))
@@ -108,16 +111,22 @@ def measures_of(
     ]
     if lost:
         found.append(Measure(name="lost to codecs", group="", unit="share", value=float(np.median(lost))))
-    return found + _membership(run) + _waste(run) + _of_memory(run) + _of_clients(run, clients)
+    return found + _attacks(run) + _waste(run) + _of_memory(run) + _of_clients(run, clients)
 
 
-def _membership(run: Run) -> list[Measure]:
-    """What the last model's losses tell of its rows, where a run tried."""
+def _attacks(run: Run) -> list[Measure]:
+    """What the last model's losses tell of its rows, and the last updates, where a run tried."""
     last = run.rounds[-1]
-    told = {"membership AUC": last.membership_auc, "members found": last.membership_found}
+    told = {
+        "membership AUC": (last.membership_auc, "share"),
+        "members found": (last.membership_found, "share"),
+        "words found": (last.words_found, "share"),
+        "images found": (last.images_psnr, "dB"),
+        "labels found": (last.labels_found, "share"),
+    }
     return [
-        Measure(name=name, group="", unit="share", value=value)
-        for name, value in told.items()
+        Measure(name=name, group="", unit=unit, value=value)
+        for name, (value, unit) in told.items()
         if value is not None
     ]
 

@@ -37,8 +37,13 @@ _SPENT: tuple[Column, ...] = (
     ("Peak memory", "peak memory", ""),
     ("of its memory", "peak share of memory", ""),
     ("Epsilon", "epsilon", ""),
+    ("Epsilon at cuts", "epsilon at cuts", ""),
     ("Backdoor", "attack success", ""),
     ("Lost to codecs", "lost to codecs", ""),
+    ("Members told", "membership AUC", ""),
+    ("Words found", "words found", ""),
+    ("Images found", "images found", ""),
+    ("Labels told", "labels found", ""),
 )
 _FAIR: tuple[Column, ...] = (
     ("Participation", "participation", ""),

@@ -15,6 +15,7 @@ _SHOW: Mapping[str, Callable[[float], str]] = {
     "share": lambda value: f"{value:.3f}",
     "Jain's index": lambda value: f"{value:.2f}",
     "epsilon": lambda value: f"{value:.3g}",
+    "dB": lambda value: f"{value:.1f} dB",
 }
 
 

@@ -213,6 +213,28 @@ def _membership(config: Config) -> str | None:
     )
 
 
+def _looked_into(config: Config) -> str | None:
+    asked = [name for name in ("updates", "labels") if getattr(config.attacks, name)]
+    if not asked:
+        return None
+    if config.secure_aggregation.masks != "none":
+        return (
+            f"attacks.{asked[0]} looks into single updates, and with secure_aggregation the server sees "
+            "their sum alone, which gives it nothing to look into; drop one of the two."
+        )
+    if "labels" in asked and config.menu.cuts and 0 in config.menu.tails:
+        return (
+            "attacks.labels infers labels that stay with clients, and under menu.cuts without a tail they "
+            "are sent up as they are; give menu.tails above 0 alone, or drop it."
+        )
+    if "updates" in asked and config.menu.widths != (1.0,):
+        return (
+            "attacks.updates looks into what whole blocks read, and menu.widths = "
+            f"{list(config.menu.widths)} has clients train parts of them; drop one of the two."
+        )
+    return None
+
+
 def _masks(config: Config) -> str | None:
     if config.secure_aggregation.masks == "none":
         return None
@@ -264,6 +286,7 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _privacy,
     _cut_noise,
     _membership,
+    _looked_into,
     _masks,
     _seeds,
     _audited_codecs,

@@ -124,6 +124,16 @@ IDLE = (
         because="without attacks.membership; drop it or set membership: true",
     ),
     Idle(
+        keys=("attacks.clients",),
+        when=lambda c: not (c.attacks.updates or c.attacks.labels),
+        because="without attacks.updates or attacks.labels; drop it or set one of them",
+    ),
+    Idle(
+        keys=("attacks.search_steps",),
+        when=lambda c: not c.attacks.updates,
+        because="without attacks.updates; drop it or set updates: true",
+    ),
+    Idle(
         keys=("menu.widths",),
         when=lambda c: c.menu.tunings == ("lora",) and not c.menu.head_only,
         because="where LoRA alone is trained, on whole blocks; drop it or name full among menu.tunings",
@@ -217,9 +227,14 @@ IDLE = (
         because="with aggregation.name: auto, where the policy chooses the rule; name the rule or drop it",
     ),
     Idle(
-        keys=("privacy.clip_norm", "privacy.noise_multiplier", "privacy.delta"),
+        keys=("privacy.clip_norm", "privacy.noise_multiplier"),
         when=lambda c: c.privacy.where is None,
         because="without privacy.where; drop it or set where: central or local",
+    ),
+    Idle(
+        keys=("privacy.delta",),
+        when=lambda c: c.privacy.where is None and not c.privacy.cut_noise_multiplier,
+        because="without privacy.where or privacy.cut_noise_multiplier; drop it or set one of them",
     ),
     Idle(
         keys=("privacy.delta",),

@@ -48,7 +48,7 @@ class LeakageSection(Section):
 
 
 class AttacksSection(Section):
-    """Attacks that a run tries on itself whenever it evaluates, to tell what its model gives away."""
+    """Attacks that a run tries on itself whenever it evaluates: what its model and updates give away."""
 
     membership: bool = Field(
         False,
@@ -56,7 +56,22 @@ class AttacksSection(Section):
         "at one false in a hundred.",
     )
     rows: Annotated[int, Field(ge=2)] = Field(
-        256, description="Drawn for it at most of those trained on, and of those held out as many."
+        256, description="Drawn for membership at most of those trained on, and of those held out as many."
+    )
+    updates: bool = Field(
+        False,
+        description="Invert the round's updates as the server has them: the share of the words that a client "
+        "trained on, or PSNR of its images.",
+    )
+    labels: bool = Field(
+        False,
+        description="Infer labels: of whole models from their updates, under tails from what goes up.",
+    )
+    clients: Annotated[int, Field(ge=1)] = Field(
+        4, description="Drawn in a round whose updates, or gradients at tails, are looked into."
+    )
+    search_steps: Annotated[int, Field(ge=1)] = Field(
+        100, description="Of the search for the images of an update, all of a client's at once."
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedray.adapter import WEIGHTS
+from fedray.adapter import WEIGHTS, Factors
 from fedray.errors import ModelError
 from fedray.model.added import PROMPT
 from fedray.model.anatomy import Anatomy
@@ -30,6 +30,15 @@ class StackedFactors:
     a: Tensor  # [C, R, I]
     b: Tensor  # [C, O, R]
     scale: Tensor  # [C, 1, 1]
+
+
+def alone(factors: Factors, device: str | torch.device = "cpu") -> StackedFactors:
+    """The stack of one client's factors."""
+    return StackedFactors(
+        a=factors.a[None].to(device),
+        b=factors.b[None].to(device),
+        scale=torch.full((1, 1, 1), factors.scale, device=device),
+    )
 
 
 class LoraSite:

@@ -18,7 +18,7 @@ _WHERE = {
 def is_protected(run: Run) -> bool:
     """Whether there is anything to say."""
     asked = (is_private, _is_noised_at_cuts, _is_masked, _is_attacked)
-    return any(is_so(run) for is_so in asked) or bool(_told(run))
+    return any(is_so(run) for is_so in asked) or bool(_told(run) or _overheard(run))
 
 
 def is_private(run: Run) -> bool:
@@ -54,16 +54,24 @@ def protection(run: Run) -> Section:
     body += _masks(run) if _is_masked(run) else ""
     body += _attackers(run) if _is_attacked(run) else ""
     body += _membership(run) if _told(run) else ""
+    body += _of_updates(run) if _overheard(run) else ""
     return Section(anchor="protection", title="Protection and attacks", body=body)
 
 
 def _at_cuts(run: Run) -> str:
     section = _section(run, "privacy")
     norm, noise = section["cut_clip_norm"], section.get("cut_noise_multiplier", 0)
+    told = [record.cut_epsilon for record in run.rounds if record.cut_epsilon is not None]
+    promised = (
+        f"Of the privacy of one row of a client, replaced by another, epsilon {told[-1]:.3g} has been used "
+        f"up at most (at delta {section['delta']:g}), over all its tokens, steps and rounds."
+        if told
+        else "Without noise nothing is promised."
+    )
     return paragraph(
         f"Before a token's hidden state crosses a cut it is cut to a norm of {norm:g}, and noise of "
-        f"{noise:g} times that lies on every entry. No epsilon is told of it: tokens, steps and rounds "
-        "compose, and gradients that cross are as they are."
+        f"{noise:g} times that lies on every entry. {promised} Rows' lengths and labels, gradients that "
+        "cross, updates and what a client's own side has learnt are not covered."
     )
 
 
@@ -101,6 +109,44 @@ def _membership(run: Run) -> str:
         f"and {100 * (last.membership_found or 0):.0f} % of such rows are named where one in a hundred "
         "others is. Stronger attacks find more (fedray.attacks.shadows)."
     ) + folded(f"Every evaluation ({len(told)})", html_table(("Round", "AUC", "Named at 1 % false"), rows))
+
+
+def _overheard(run: Run) -> list[RoundRecord]:
+    return [r for r in run.rounds if (r.words_found, r.images_psnr, r.labels_found) != (None, None, None)]
+
+
+def _of_updates(run: Run) -> str:
+    """What was found of single updates, and of gradients at tails, as the server has them."""
+    told = _overheard(run)
+    last, body = told[-1], ""
+    if last.words_found is not None:
+        body += (
+            f"Inverting updates finds {100 * last.words_found:.0f} % of the words that their clients trained "
+            f"on; always saying the commonest word finds {100 * (last.words_floor or 0):.0f} %. "
+        )
+    if last.images_psnr is not None:
+        body += (
+            f"Inverting updates finds images with a PSNR of {last.images_psnr:.1f} dB; the mean image has "
+            f"{last.images_floor or 0:.1f} dB. "
+        )
+    if last.labels_found is not None:
+        body += (
+            f"{100 * last.labels_found:.0f} % of labels are told; always saying the commonest tells "
+            f"{100 * (last.labels_floor or 0):.0f} %. "
+        )
+    rows: list[list[Cell]] = [
+        [str(r.round), r.words_found, _decibels(r.images_psnr), r.labels_found] for r in told
+    ]
+    head = ("Round", "Words found", "PSNR of images", "Labels told")
+    return paragraph(
+        f"{body}That is after round {last.round}, of up to {_section(run, 'attacks').get('clients', 4)} "
+        "clients, from what the server has: after noise and codecs. Stronger attacks find more "
+        "(fedray.attacks)."
+    ) + folded(f"Every attack ({len(told)})", html_table(head, rows))
+
+
+def _decibels(value: float | None) -> Cell:
+    return None if value is None else f"{value:.1f} dB"
 
 
 def _masks(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""What a process does for logical clients: train a pack, evaluate a chunk, audit one client.
+"""What a process does for logical clients: train a pack, evaluate a chunk, audit one client, attack one.
 
 The local runtime calls a carrier directly, an actor on Ray wraps one: the same code on the same values.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment
+from fedray.attacks.tried import Tried, tried
 from fedray.model.sites import swapped
 from fedray.placement import Load
 from fedray.runtime.allocator import keep_freed_memory
@@ -51,8 +52,19 @@ class AuditJob:
     limit_bytes: int | None
 
 
-Order = TrainPack | EvaluateRows | AuditJob
-Answer = list[Update] | Outputs | Audit
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookInto:
+    """Try to find the rows of an update; see `fedray.attacks.tried`."""
+
+    job: Job
+    delta: Adapter
+    rows: Rows
+    search_steps: int
+    base_delta: BaseDelta
+
+
+Order = TrainPack | EvaluateRows | AuditJob | LookInto
+Answer = list[Update] | Outputs | Audit | Tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +92,8 @@ def load_of(order: Order) -> Load:
             return Load(kind=f"audit {job.assignment.dtype}", passes=walks_one, work=walks_one * size)
         case EvaluateRows(rows=rows):
             return Load(kind="evaluate", passes=0, work=len(rows))
+        case LookInto(rows=rows):
+            return Load(kind="look into", passes=0, work=len(rows))
 
 
 def _blocks_walked(assignment: Assignment) -> int:
@@ -113,6 +127,9 @@ class Carrier:
             case AuditJob():
                 with self._moved(order.base_delta, (order.job,)):
                     return audit(self._workshop, order.job, order.limit_bytes)
+            case LookInto():
+                with self._moved(order.base_delta, (order.job,)):
+                    return tried(self._workshop, order.job, order.delta, order.rows, order.search_steps)
 
     def open_split(
         self, packs: Mapping[int, Pack], targets: Sequence[str], base_delta: BaseDelta, *, clips_as_one: bool

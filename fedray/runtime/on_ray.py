@@ -21,6 +21,7 @@ from fedray.runtime.carrier import (
     Carrier,
     Done,
     EvaluateRows,
+    LookInto,
     Order,
     Pack,
     TrainPack,
@@ -303,7 +304,7 @@ class RayRuntime:
                 client = jobs[0].client_id
             case AuditJob(job=job):
                 client = job.client_id
-            case EvaluateRows():
+            case EvaluateRows() | LookInto():
                 client = -1
         if client not in self._cluster.own_actor:
             return next((seat for seat in self._shared if seat not in busy), None)

@@ -35,11 +35,7 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
             f"server.aggregation_interval: {scene.aggregation_interval} sends clients what they did not keep "
             "of their training, and a simulation trains nothing; set it to 1, or use fedray run."
         )
-    if config.attacks.membership:
-        raise ConfigError(
-            "attacks.membership looks into what was learnt, and a simulation trains nothing; drop it, or use "
-            "fedray run."
-        )
+    _refuse_attacks(config)
     if scene.poisoning is not None:
         raise ConfigError(
             f"attackers: {scene.poisoning.name} are after what is learnt, and a simulation trains nothing; "
@@ -64,6 +60,15 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
         tokens=scene.tokens[donors],
         num_tokens=scene.num_tokens[donors],
     )
+
+
+def _refuse_attacks(config: Config) -> None:
+    for name in ("membership", "updates", "labels"):
+        if getattr(config.attacks, name):
+            raise ConfigError(
+                f"attacks.{name} looks into what was learnt, and a simulation trains nothing; drop it, or "
+                "use fedray run."
+            )
 
 
 def _donors(num_rows: Ints, place: np.ndarray, *, in_order: bool) -> Ints:

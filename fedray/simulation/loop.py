@@ -25,7 +25,7 @@ from fedray.holdings import Holdings
 from fedray.landing import called_off, departures_of, play_until_closed
 from fedray.observable import Observable
 from fedray.policy import Cohort, Pace, State
-from fedray.privacy import sampling_rate, with_epsilon
+from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
 from fedray.progress import history_of
 from fedray.readiness import Readiness, view_of
 from fedray.record import ClientRecord, RoundRecord, summed
@@ -100,7 +100,9 @@ def play_round(
     """
     play = _overlapping if scene.pace.joins else _in_step
     played = play(scene, simulated, number)
-    clients = played.clients if recorded is None else recorded.replayed(number, played.clients)
+    clients = with_cut_epsilon(scene.config, scene.tokens, simulated.clients, played.clients)
+    if recorded is not None:
+        clients = recorded.replayed(number, clients)
     told = _told(scene, clients)
     simulated.policy_state = scene.policy.observe(told, played.policy_state)
     simulated.history += told
@@ -110,6 +112,7 @@ def play_round(
         summed(number, clients, virtual_seconds=played.virtual_seconds, wall_seconds=wall_seconds),
         server_joules=played.server_joules,
         sampling_rate=played.sampling_rate,
+        cut_epsilon=highest_cut_epsilon(simulated.rounds, clients),
     )
     record = with_epsilon(scene.privacy, record, simulated.rounds, simulated.clients)
     if recorded is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedray.adapter import WEIGHTS, Adapter
 from fedray.assignment import Assignment
-from fedray.model.sites import Installed, StackedFactors
+from fedray.model.sites import Installed, StackedFactors, alone
 from fedray.training.data import TOKEN_MULTIPLE, Rows, bucket
 from fedray.training.packed import Backbone, Course, PackedForward, course_of
 from fedray.training.parted import Middle, PartedForward, Span
@@ -68,12 +68,7 @@ def evaluate_rows(
     device = workshop.device
     batch = {name: t.to(device) for name, t in workshop.pool.batch(rows, tokens).items()}
     factors: dict[str, StackedFactors | Tensor] = {
-        site: StackedFactors(
-            a=f.a[None].to(device),
-            b=f.b[None].to(device),
-            scale=torch.full((1, 1, 1), f.scale, device=device),
-        )
-        for site, f in adapter.factors.items()
+        site: alone(own, device) for site, own in adapter.factors.items()
     }
     factors |= {WEIGHTS + name: tensor[None].to(device) for name, tensor in adapter.weights.items()}
     head = {name: tensor[None].to(device) for name, tensor in adapter.head.items()}

@@ -1,12 +1,7 @@
-"""A pack of jobs trained: from what was sent to what comes back.
-
-Packs are formed from the decision alone, in client order, before anything is placed anywhere; a pack is
-the unit of placement and of retry, and the same pack gives the same bits wherever it runs.
-"""
+"""A pack of jobs trained, from what was sent to what comes back. One pack gives the same bits anywhere."""
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedray.activations import blocks_in_8_bits
 from fedray.adapter import WEIGHTS, Adapter, Factors, difference, is_finite
 from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
-from fedray.codec_names import num_seeds
 from fedray.model.anatomy import Anatomy
 from fedray.seeds import derive_seed
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Rows, batch_plan, bucket
@@ -34,7 +27,6 @@ from fedray.training.tails import rank_after, tail_masks
 from fedray.training.task import Batch, Task
 from fedray.training.variates import fill_corrections, own_variate
 from fedray.training.waves import plan_waves
-from fedray.width import Width
 
 
 class Pool(Protocol):
@@ -79,51 +71,6 @@ class Workshop:
         return self.backbones["fp32" if "fp32" in self.backbones else next(iter(self.backbones))]
 
 
-def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ...]]:
-    """Jobs that can share a forward pass, at most so many, those of like depth, length and steps together.
-
-    Recompute is no part of it: it changes what a client holds, not what it computes.
-    """
-    groups: dict[tuple[object, ...], list[Job]] = defaultdict(list)
-    for job in jobs:
-        a = job.assignment
-        adapted = (a.adapter.targets, a.adapter.train_a) if isinstance(a.adapter, Lora) else a.adapter
-        cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
-        frozen = a.dtype, a.weight_bits, a.sparsity, _part(a)
-        # Other codecs come after training; shared seeds are what directions are drawn from.
-        drawn = a.exits, a.perturbations, num_seeds(a.up_codec), a.ordered, _rounded(a)
-        groups[a.blocks, drawn, cut, frozen, a.batch_size, adapted, job.attention].append(job)
-    packs: list[tuple[Job, ...]] = []
-    for group in groups.values():
-        alike = sorted(group, key=_likeness)
-        for start in range(0, len(alike), clients_per_pack):
-            packs.append(tuple(sorted(alike[start : start + clients_per_pack], key=lambda j: j.client_id)))
-    return packs
-
-
-def _part(a: Assignment) -> Width | None:
-    """What of the frozen model a pack shares; where nothing is frozen its size alone."""
-    return a.width.at_start() if a.width is not None and a.trains_all_it_holds else a.width
-
-
-def _rounded(a: Assignment) -> range:
-    return blocks_in_8_bits(a.first_trained_block, a.int8_activations)
-
-
-def _trained_sides(a: Assignment) -> tuple[bool, bool]:
-    """Whether blocks of the client and of the server are trained: a side without any tells no norm."""
-    if not a.split or not isinstance(a.adapter, Lora):
-        return False, False
-    ranks = a.adapter.ranks
-    own = set(a.client_blocks(len(ranks)))
-    return any(ranks[b] for b in own), any(ranks[b] for b in range(len(ranks)) if b not in own)
-
-
-def _likeness(job: Job) -> tuple[int, int, int, int, int]:
-    a = job.assignment
-    return -(a.first_trained_block or 0), job.num_steps, job.tokens, a.max_rank, job.client_id
-
-
 def train_pack(
     workshop: Workshop, jobs: Sequence[Job], *, recompute: bool = False, observer: Observer | None = None
 ) -> list[Update]:
@@ -131,7 +78,7 @@ def train_pack(
 
     Args:
         workshop: of this process.
-        jobs: that `form_packs` put together.
+        jobs: that `fedray.training.packs.form_packs` put together.
         recompute: follow the assignments' checkpointing, as an audit does.
         observer: a byte counter, already entered.
     """
@@ -275,15 +222,19 @@ def _keeping(job: Job, update: Update, optimizer: LocalOptimizer) -> Update:
 def local_batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[Rows]:
     """The rows of each of a job's local steps; ``longest_first`` for what a device holds at most."""
     own = workshop.partitions[job.client_id]
-    a = job.assignment
-    seed = derive_seed(job.seed, "batches", job.round, job.client_id, job.dispatch)
     if longest_first:
         # What a device holds at most shows in the batch with the longest row.
+        size = job.assignment.batch_size
         by_length = own[np.argsort(-workshop.pool.lengths[own], kind="stable")]
-        starts = range(0, len(own), a.batch_size)
-        return [by_length[start : start + a.batch_size] for start in starts][
-            : job.assignment.num_steps(len(own))
-        ]
+        starts = range(0, len(own), size)
+        return [by_length[start : start + size] for start in starts][: job.assignment.num_steps(len(own))]
+    return rows_of_steps(job, own)
+
+
+def rows_of_steps(job: Job, own: Rows) -> list[Rows]:
+    """Which of its client's rows each of a job's local steps takes."""
+    a = job.assignment
+    seed = derive_seed(job.seed, "batches", job.round, job.client_id, job.dispatch)
     plan = batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)
     return [own[index] for index in plan[: job.num_steps]]
 

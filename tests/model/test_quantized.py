@@ -22,7 +22,8 @@ from fedray.training.held import held_bytes
 from fedray.training.narrow import NarrowBackbones
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.own_weights import refuse_parts
-from fedray.training.train import form_packs, train_pack
+from fedray.training.packs import form_packs
+from fedray.training.train import train_pack
 from lone import CONFIGS, Case, real, tracer
 from shop import BLOCKS, TARGETS, build, job
 

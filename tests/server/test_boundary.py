@@ -11,7 +11,7 @@ from fedray.server.in_process import InProcessServer
 from fedray.server.lockstep import run_lockstep
 from fedray.training.boundary import Message, PackMessages
 from fedray.training.client_half import PackHalves
-from fedray.training.train import form_packs
+from fedray.training.packs import form_packs
 from shop import BLOCKS, assign, build, job
 from split_shop import SGD, cut_at, in_process, targets_of
 

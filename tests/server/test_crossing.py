@@ -22,7 +22,8 @@ from fedray.training.data import FILLER
 from fedray.training.footprint import FootprintTracer, TraceSubject
 from fedray.training.job import Job
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.train import Workshop, form_packs
+from fedray.training.packs import form_packs
+from fedray.training.train import Workshop
 from lone import Case, real, subject
 from shop import BLOCKS, CONFIGS, LABELS, TARGETS, TASKS, build, job, num_labels
 from split_shop import in_process

@@ -7,7 +7,7 @@ import pytest
 from fedray.server.lockstep import Order, run_lockstep, updates_of
 from fedray.training.client_half import PackHalves
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.train import form_packs
+from fedray.training.packs import form_packs
 from shop import BLOCKS, assign, b_alone, build, job
 from split_shop import (
     FAMILIES,

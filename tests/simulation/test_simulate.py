@@ -35,6 +35,7 @@ SETTINGS = {
         "menu": {"ranks": [2], "cuts": [1], "tails": [0, 1]},
         "rounds": {"num_rounds": 2},
         "policy": "deepest_cut",
+        "privacy": {"cut_clip_norm": 4.0, "cut_noise_multiplier": 20.0},
     },
     "devices other than they declare": {
         "actual": {"compute_jitter": 0.4, "link_jitter": 0.3, "memory_misreport": 0.3},

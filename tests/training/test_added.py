@@ -23,7 +23,8 @@ from fedray.training.audit import audit
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.own_weights import initial_weights, refuse_long_prompts, with_own_weights
 from fedray.training.packed import Course, PackedForward
-from fedray.training.train import form_packs, train_pack
+from fedray.training.packs import form_packs
+from fedray.training.train import train_pack
 from lone import Case, real, tracer
 from shop import BLOCKS, CONFIGS, build, job, num_labels
 

@@ -14,7 +14,8 @@ from fedray.training.audit import audit
 from fedray.training.forward_only import Directions
 from fedray.training.link import as_received, on_its_way, refuse_seeds
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.train import form_packs, train_pack
+from fedray.training.packs import form_packs
+from fedray.training.train import train_pack
 from lone import DEEP, Case, real, tracer
 from shop import BLOCKS, TARGETS, assign, b_alone, build, job
 from tiny_run import assert_same_adapter, merged, played, save_fleet

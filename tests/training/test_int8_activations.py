@@ -14,7 +14,8 @@ from fedray.menu import Grid, build_menu
 from fedray.model.rounded import Rounded, Rounding, kept_in_8_bits, rounded, unpack
 from fedray.training.audit import audit
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.train import form_packs, train_pack
+from fedray.training.packs import form_packs
+from fedray.training.train import train_pack
 from lone import DEEP, Case, real, tracer
 from shop import BLOCKS, TARGETS, assign, build, job
 

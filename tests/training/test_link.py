@@ -24,8 +24,9 @@ from fedray.training.link import (
     without_idle_codecs,
 )
 from fedray.training.optimizer import LocalOptimizer
+from fedray.training.packs import form_packs
 from fedray.training.shapes import initial_adapter, site_ranks
-from fedray.training.train import form_packs, train_pack
+from fedray.training.train import train_pack
 from lone import Case, real, tracer
 from shop import BLOCKS, LABELS, TARGETS, assign, build, job
 from split_shop import SGD, cut_at, train_split

@@ -15,7 +15,8 @@ from fedray.training.audit import audit
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.ordered import OrderedSteps
 from fedray.training.own_weights import pretrained, trained_names
-from fedray.training.train import form_packs, train_pack
+from fedray.training.packs import form_packs
+from fedray.training.train import train_pack
 from fedray.width import OrderedDropout, Width
 from lone import DEEP, Case, real, tracer
 from shop import BLOCKS, build, job

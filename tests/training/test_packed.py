@@ -16,7 +16,8 @@ from fedray.training.data import batch_plan
 from fedray.training.job import Job, Update
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import PackedForward, course_of
-from fedray.training.train import Workshop, form_packs, stack_of, train_pack
+from fedray.training.packs import form_packs
+from fedray.training.train import Workshop, stack_of, train_pack
 from shop import BLOCKS, CONFIGS, LABELS, TARGETS, assign, b_alone, build, job
 
 SGD = LocalOptimizer(optim="sgd", learning_rate=0.05, max_grad_norm=None)
