@@ -39,6 +39,17 @@ KINDS = {
         },
         "policy": "raffm_style",
     },
+    "narrower and shallower": {
+        "menu": {
+            "tunings": ["full"],
+            "ranks": [],
+            "depths": ["all"],
+            "exits": [2],
+            "widths": [0.5],
+            "width_axes": ["hidden", "head_dim", "ffn"],
+        },
+        "policy": "scalefl_style",
+    },
     "changes of the base": {"menu": {"ranks": [4], "depths": ["all"]}, "aggregation": "fedex_lora"},
 }
 # Two or three of the four blocks fit the first, all of them the second.

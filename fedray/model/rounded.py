@@ -39,8 +39,11 @@ def kept_in_8_bits(others: Iterable[Tensor], at_least: int = 0) -> Iterator[None
             it, such as a norm's or a softmax's, are small and would weigh on all that is computed from them.
     """
     rounding = Rounding(others, at_least)
-    with torch.autograd.graph.saved_tensors_hooks(rounding.pack, unpack):
-        yield
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(rounding.pack, unpack):
+            yield
+    finally:
+        rounding.forget()
 
 
 class Rounding:
@@ -50,6 +53,10 @@ class Rounding:
         self._at_least = at_least
         self._others = {id(tensor.untyped_storage()) for tensor in others}
         self._known: dict[tuple[int, int], tuple[weakref.ref[torch.UntypedStorage], Tensor, Tensor]] = {}
+
+    def forget(self) -> None:
+        """Let go of what was rounded: each saved tensor holds its hooks until the backward pass is by it."""
+        self._known.clear()
 
     @torch.no_grad()
     def pack(self, tensor: Tensor) -> Tensor | Rounded:
