@@ -85,8 +85,8 @@ def test_a_run_leaves_what_the_house_says_and_says_the_same_twice(tiny, tmp_path
     assert first.report == tmp_path / "one" / "report.html"
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
-        "adapter", "checkpoint", "clients.parquet", "config.yaml", "environment.json",
-        "evaluations.parquet", "report.html", "rounds.parquet",
+        "adapter", "checkpoint", "classes.parquet", "clients.parquet", "config.yaml", "devices.parquet",
+        "environment.json", "evaluations.parquet", "report.html", "rounds.parquet",
     ]  # fmt: skip
     assert [record.round for record in first.rounds] == [1, 2, 3]
     assert [path.name for path in (tmp_path / "one" / "checkpoint").iterdir()] == ["round-000003"]
