@@ -13,6 +13,7 @@ from fedray.planning import plan
 from fedray.readiness import Readiness
 from fedray.rounds import pricing_of
 from fedray.scene import set_scene
+from fedray.scheduler import price_menu
 from fedray.traces import load_sessions
 from tiny_run import begun, merged, opened, played, save_fleet
 
@@ -75,6 +76,21 @@ def test_who_is_taken_off_the_charger_runs_empty_at_work_and_drops_out(tiny, tmp
     assert progress.rounds[0].num_dropped == 8
 
 
+def test_a_battery_on_the_charger_all_the_time_gains_from_one_round_to_the_next(tiny, tmp_path, once):
+    spans = [(0, 100_000)] * 8
+    battery = {"start_share": 0.5, "charging": trace(tmp_path, spans)}
+    config = config_of(
+        tiny, tmp_path, joules=[1000.0] * 8, watts=[3.0] * 8, battery=battery,
+        rounds={"num_rounds": 2, "clients_per_round": 8},
+    )  # fmt: skip
+    clients = played(config).clients
+    rounds = [{r.client_id: r for r in clients if r.round == n} for n in (1, 2)]
+    for client, later in rounds[1].items():
+        assert rounds[0][client].charge_joules == 500.0
+        assert later.charge_joules == pytest.approx(500.0 + 3.0 * later.start_seconds)
+        assert later.start_seconds > 0
+
+
 def test_a_round_waits_until_somebody_is_charging_where_nobody_has_enough(tiny, tmp_path, once):
     spans = [(500 + 10 * k, 600 + 10 * k) for k in range(8)]
     battery = {"start_share": 0.1, "charging": trace(tmp_path, spans)}
@@ -126,6 +142,11 @@ def test_a_policy_sees_what_is_left_and_is_offered_no_work_that_would_take_the_r
     cohort = Readiness(scene=scene, number=1, charges=charges, pricing=pricing).cohort(everybody, 5.0)
     assert cohort.charge_joules.tolist() == left.tolist()
     assert cohort.spare_joules.tolist() == pytest.approx((0.5 * once).tolist())
+    offers, on_mains = (price_menu(scene.menu, one, pricing) for one in (cohort, scene.cohort(1, everybody)))
+    costly = offers.joules > cohort.spare_joules
+    assert on_mains.fits[costly].any()
+    assert not offers.fits[costly].any()
+    assert (offers.fits[~costly] == on_mains.fits[~costly]).all()
     assert cohort.take(np.array([3])).spare_joules.tolist() == cohort.spare_joules[[3]].tolist()
 
 

@@ -139,7 +139,7 @@ def test_who_holds_the_whole_model_has_the_runs_accuracy_and_who_holds_nothing_h
     watch = by_name["watch"]
     assert (watch.num_clients, watch.num_holding, watch.assignment, watch.model) == (2, 0, "", "")
     assert (watch.accuracy, watch.loss) == (None, None)
-    page = finished.report.read_text()
+    page = fedray.write_report(finished.out).read_text()
     assert "What each class can run by itself" in page
     assert pq.read_table(finished.out / "classes.parquet").num_rows == 4
 
@@ -176,14 +176,22 @@ def test_rounded_models_are_evaluated_as_they_are(tiny, tmp_path):
 
 
 def test_narrow_models_have_the_parts_of_what_was_trained(tiny, tmp_path):
-    axes = {"widths": [0.5], "width_axes": ["ffn"]}
+    axes = {"widths": [0.5], "width_axes": ["ffn"], "exits": [1]}
     menu = {"tunings": ["full"], "ranks": [], "depths": ["all"], **axes}
-    fleet = save_fleet(tmp_path / "fleet.csv", [600] * 8)
-    changes = {**ONE_ROUND, "menu": menu, "policy": "heterofl", "fleet": fleet}
+    fleet = save_fleet(tmp_path / "fleet.csv", [600, 170] * 4)
+    changes = {**ONE_ROUND, "menu": menu, "policy": "depthfl", "fleet": fleet}
     result = fedray.run(merged(tiny, changes), out=tmp_path / "run")
-    assert {one.model for one in result.classes} == {"0.5 of ffn"}
-    (loss,) = {one.loss for one in result.classes}
+    narrow = {one.device_class: one for one in result.classes}
+    assert {name: one.model for name, one in narrow.items()} == {
+        "watch": "0.5 of ffn",
+        "tablet": "0.5 of ffn",
+        "phone": "1 of 4 blocks, 0.5 of ffn",
+        "laptop": "1 of 4 blocks, 0.5 of ffn",
+    }
+    # All blocks at half the width are nearly the whole model, and not the same; an exit has its own head.
+    loss = narrow["watch"].loss
     assert result.rounds[-1].loss != loss == pytest.approx(result.rounds[-1].loss, rel=0.2)
+    assert narrow["phone"].loss not in (None, loss)
 
 
 def test_under_cuts_alone_nobody_holds_a_model(tiny):
