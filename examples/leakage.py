@@ -1,7 +1,7 @@
 """What cuts, updates and models give away: words, images and who was a member, in one table and one figure.
 
 MiniLM and the docstrings of Python for texts, a small ViT with random weights and the letters of matplotlib's
-fonts for images, all on this machine already. Some ten minutes on two cores::
+fonts for images, all on this machine already. Some twenty minutes on two cores::
 
     python examples/leakage.py runs/leakage
     python examples/leakage.py runs/leakage --images PATH --vit PATH    # your own images, a trained ViT

@@ -1,5 +1,7 @@
 """Updates looked into by a run itself: on what its server has, in records, report and comparison."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
@@ -8,12 +10,15 @@ import fedray
 from fedray.comparison.measures import measures_of, trajectory_of
 from fedray.config import load_config
 from fedray.errors import ConfigError
+from fedray.overheard import Ear
 from fedray.report.reading import read_run
 from fedray.scene import set_scene
 from fedray.simulation.devices import simulated_scene
+from fedray.training.job import lone_job
+from fedray.training.train import update_of
 from image_run import image_configuration
 from report_page import Page
-from tiny_run import assert_same_adapter, merged, played, save_fleet, save_model
+from tiny_run import assert_same_adapter, begun, merged, played, save_fleet, save_model
 
 QUIET = {"audit": {"share": 0.0, "distinct": False}}
 # One step of plain SGD on a row or two: what an update gives away is nearly all of it.
@@ -79,6 +84,20 @@ def test_it_changes_nothing_else_whoever_is_packed_with_whom(attacked):
     assert_same_adapter(one.state.adapter, without.state.adapter)
     for name in ("words_found", "words_floor", "labels_found", "labels_floor"):
         assert getattr(one.rounds[-1], name) == getattr(other.rounds[-1], name)
+
+
+def test_who_is_looked_into_is_the_same_whoever_comes_first_and_another_in_another_round(attacked):
+    scene, progress = begun(merged(attacked, {"attacks": {"clients": 3}}))
+    job = lone_job(scene.menu[0], progress.state.adapter, num_rows=4, tokens=16)
+    kept = {}
+    for number, order in ((1, range(8)), (1, reversed(range(8))), (2, range(8))):
+        ear = Ear(scene, number)
+        for client in order:
+            one = replace(job, client_id=client)
+            ear.update(one, update_of(one, progress.state.adapter, 1.0, 0.0))
+        kept.setdefault(number, []).append(tuple(ear.heard))
+    assert kept[1][0] == kept[1][1] != kept[2][0]
+    assert len(kept[2][0]) == 3
 
 
 def test_under_tails_labels_are_told_by_what_goes_up_and_first_blocks_by_updates(attacked):
