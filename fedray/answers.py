@@ -63,6 +63,15 @@ def checked_indices(answer: Choice, cohort: Cohort, offers: Offers) -> Ints:
 
 def why_nothing_fits(cohort: Cohort, offers: Offers, position: int) -> str:
     """The words for a client that no offer fits: what the cheapest one needs, and what there is."""
+    joules, spare = offers.joules[:, position], _spare_joules(cohort, position)
+    if (offers.peak_bytes[:, position] * MARGIN <= cohort.device.memory_bytes[position]).any() and (
+        spare < joules.min()
+    ):
+        row = int(joules.argmin())
+        return (
+            f"takes {joules[row]:.3g} J out of its battery at least ({offers.menu[row]}), which may spare "
+            f"{max(spare, 0.0):.3g} J"
+        )
     needed = np.ceil(offers.peak_bytes[:, position] * MARGIN)
     has, what = int(cohort.device.memory_bytes[position]), ""
     possible = needed <= has
@@ -81,6 +90,10 @@ def why_nothing_fits(cohort: Cohort, offers: Offers, position: int) -> str:
     )
 
 
+def _spare_joules(cohort: Cohort, position: int) -> float:
+    return np.inf if cohort.spare_joules is None else float(cohort.spare_joules[position])
+
+
 def why_left_out(cohort: Cohort, offers: Offers, position: int) -> str:
     """The words for a client that was given nothing."""
     if offers.fits[:, position].any():
@@ -89,7 +102,7 @@ def why_left_out(cohort: Cohort, offers: Offers, position: int) -> str:
 
 
 def _refuse_unfit(cohort: Cohort, offers: Offers, position: int, row: int) -> NoReturn:
-    device = cohort.device
+    device, joules = cohort.device, float(offers.joules[row, position])
     needs = (
         (int(np.ceil(offers.peak_bytes[row, position] * MARGIN)), device.memory_bytes[position], "of memory"),
         (int(offers.held_bytes[row, position]), device.storage_bytes[position], "of storage"),
@@ -99,9 +112,14 @@ def _refuse_unfit(cohort: Cohort, offers: Offers, position: int, row: int) -> No
             "on the server beside its blocks",
         ),
     )
-    asked, has, what = next(need for need in needs if need[0] > need[1])
+    lacks = next((need for need in needs if need[0] > need[1]), None)
+    if lacks is None:
+        spare = max(_spare_joules(cohort, position), 0.0)
+        wrong = f"takes {joules:.3g} J out of its battery, which may spare {spare:.3g} J"
+    else:
+        asked, has, what = lacks
+        wrong = f"needs {show_bytes(asked)} {what}, there is {show_bytes(int(has))}"
     raise DoesNotFit(
         f"The policy gave client {cohort.client_ids[position]} ({cohort.device_class[position]}) an "
-        f"assignment that does not fit: {offers.menu[row]} needs {show_bytes(asked)} {what}, there is "
-        f"{show_bytes(int(has))}. Choose where offers.fits is true."
+        f"assignment that does not fit: {offers.menu[row]} {wrong}. Choose where offers.fits is true."
     )

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
+from fedray.activations import check_8_bits, check_forward_only
 from fedray.codec_names import check_cut_codec, check_update_codecs
 from fedray.errors import ConfigError
 from fedray.exits import check_exits
@@ -77,6 +78,7 @@ class Assignment:
         adapter: what is trained beside the head.
         dtype: of the frozen weights and of the arithmetic; trained tensors and their optimizer stay fp32.
         recompute: activation checkpointing, one block at a time, for blocks with a backward pass.
+        int8_activations: how many blocks with a backward pass, from the lowest, keep what it needs in 8 bits.
         batch_size: rows in one local step.
         num_epochs: passes over the client's own rows, unless ``max_steps`` is given.
         max_steps: local steps, whatever the number of rows.
@@ -112,6 +114,7 @@ class Assignment:
     exits: tuple[int, ...] = ()
     perturbations: int = 0
     ordered: OrderedDropout | None = None
+    int8_activations: int = 0
 
     def __post_init__(self) -> None:
         check_frozen(self.adapter, width=self.width, weight_bits=self.weight_bits, sparsity=self.sparsity)
@@ -122,7 +125,7 @@ class Assignment:
         if self.width is not None:
             check_width(self.width, split=self.split, up_codec=self.up_codec)
         _check_blocks(self)
-        check_exits(self.exits, self.blocks, split=self.split, narrow=self.width is not None)
+        check_exits(self.exits, self.blocks, split=self.split)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, found {self.dtype!r}.")
         _check_local_work(self)
@@ -139,7 +142,14 @@ class Assignment:
                 assert_never(self.adapter)
         if self.recompute and not self._recomputes_something():
             raise ConfigError("recompute needs a trained block of the client's own: drop it or give a rank.")
-        _check_forward_only(self)
+        check_8_bits(
+            self.int8_activations,
+            backward=self.num_backward_blocks,
+            split=self.split,
+            recompute=self.recompute,
+            perturbations=self.perturbations,
+        )
+        check_forward_only(self.perturbations, split=self.split, recompute=self.recompute)
         _check_ordered(self, self.ordered)
 
     @property
@@ -151,6 +161,12 @@ class Assignment:
     def first_trained_block(self) -> int | None:
         """The lowest trained block, by its place: nothing below it needs a backward pass."""
         return next((place for place, trained in enumerate(self.trained) if trained), None)
+
+    @property
+    def num_backward_blocks(self) -> int:
+        """How many of the executed blocks have a backward pass: from the lowest trained one up."""
+        first = self.first_trained_block
+        return 0 if first is None else max(0, len(self.blocks) - first)
 
     @property
     def trained(self) -> tuple[bool, ...]:
@@ -267,12 +283,7 @@ class Assignment:
             parts.append(_cut_words(self))
         if self.dtype != "fp32":
             parts.append(self.dtype)
-        if self.weight_bits is not None:
-            parts.append(f"{self.weight_bits}-bit weights")
-        if self.sparsity:
-            parts.append(f"{self.sparsity:g} of the weights zero")
-        if self.recompute:
-            parts.append("recompute")
+        parts += _memory_words(self)
         if self.exits:
             parts.append(f"exits {','.join(map(str, self.exits))}")
         parts += [
@@ -311,6 +322,16 @@ def _width_words(assignment: Assignment) -> list[str]:
     return [*own, f"ordered dropout to {drawn} of {' and '.join(assignment.ordered.axes)}"]
 
 
+def _memory_words(assignment: Assignment) -> list[str]:
+    given = {
+        f"{assignment.weight_bits}-bit weights": assignment.weight_bits is not None,
+        f"{assignment.sparsity:g} of the weights zero": assignment.sparsity > 0,
+        "recompute": assignment.recompute,
+        f"8-bit activations of {assignment.int8_activations} blocks": assignment.int8_activations > 0,
+    }
+    return [words for words, holds in given.items() if holds]
+
+
 def _forward_words(assignment: Assignment) -> str:
     tried = assignment.perturbations
     return f" forward only, {tried} direction{'s' if tried > 1 else ''}" if tried else ""
@@ -343,18 +364,6 @@ def _check_cut(assignment: Assignment) -> None:
         )
     if a.local_loss and not any(a.trained[: a.cut]):
         raise ConfigError("local_loss trains blocks below the cut, and none has a rank; give one or drop it.")
-
-
-def _check_forward_only(a: Assignment) -> None:
-    if a.perturbations < 0:
-        raise ConfigError(f"perturbations counts directions, 0 or more, found {a.perturbations}.")
-    if a.perturbations and (a.split or a.recompute):
-        wrong = "a server sends a gradient back" if a.split else "there is no backward pass to recompute for"
-        given = "a cut" if a.split else "recompute"
-        raise ConfigError(
-            f"perturbations = {a.perturbations} makes a forward-only client, and with {given} {wrong}; drop "
-            "one of the two."
-        )
 
 
 def _check_ordered(a: Assignment, ordered: OrderedDropout | None) -> None:

@@ -21,11 +21,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedray.adapter import Adapter, Factors, GlobalState
+from fedray.battery import Charges
 from fedray.errors import ConfigError
 from fedray.holdings import Holdings
 from fedray.policy_state import freeze_state, thaw_state
 from fedray.progress import Progress, Verdict
-from fedray.record import ClientRecord, EvaluationRecord, Record, RoundRecord, table
+from fedray.record import (
+    ClassRecord,
+    ClientRecord,
+    DeviceRecord,
+    EvaluationRecord,
+    Record,
+    RoundRecord,
+    table,
+)
 from fedray.training.job import ClientState
 from fedray.underway import UnderWay
 from fedray.whole_file import PART, replaced
@@ -40,6 +49,7 @@ class _Names:
     older: str = "version-{}.safetensors"
     clients: str = "clients.safetensors"
     holdings: str = "holdings.npz"
+    charges: str = "charges.npz"
     policy: str = "policy.npz"
     facts: str = "facts.json"
 
@@ -116,6 +126,18 @@ def write_records(
             pq.write_table(table(records, kind), part)
 
 
+def write_classes(out: Path, classes: Sequence[ClassRecord]) -> None:
+    """What a run leaves of its device classes when all its rounds are done."""
+    with replaced(out / "classes.parquet") as part:
+        pq.write_table(table(classes, ClassRecord), part)
+
+
+def write_devices(out: Path, devices: Sequence[DeviceRecord]) -> None:
+    """What a run or a simulation leaves of its fleet before the first round."""
+    with replaced(out / "devices.parquet") as part:
+        pq.write_table(table(devices, DeviceRecord), part)
+
+
 def _complete(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
@@ -131,6 +153,7 @@ def _write(part: Path, progress: Progress) -> None:
     save_file(_flat(state), part / _NAMES.state)
     save_file(_flat_states(progress.client_states), part / _NAMES.clients)
     _save_arrays(part / _NAMES.holdings, progress.holdings.to_arrays())
+    _save_arrays(part / _NAMES.charges, progress.charges.to_arrays())
     policy, arrays = freeze_state(progress.policy_state)
     # Names of a policy's arrays are places in its state, not names that a zip file takes.
     _save_arrays(part / _NAMES.policy, {str(i): array for i, array in enumerate(arrays.values())})
@@ -207,6 +230,7 @@ def _read(out: Path, folder: Path) -> Progress:
         state=_state_of(load_file(folder / _NAMES.state), facts),
         under_way=UnderWay.from_facts(facts["under_way"], older),
         holdings=holdings,
+        charges=Charges.from_arrays(_arrays(folder / _NAMES.charges)),
         policy_state=thaw_state(facts["policy"], arrays),
         audited={work: Verdict(**verdict) for work, verdict in facts["audited"].items()},
         client_states={

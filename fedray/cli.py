@@ -17,7 +17,7 @@ import fedray
 from fedray import api
 from fedray.config.loading import lists_of, options_of
 from fedray.errors import FedrayError
-from fedray.terminal import shown_rounds, shown_trials
+from fedray.terminal import left_line, shown_rounds, shown_trials
 
 OK, MISTAKE, INTERRUPTED = 0, 2, 130
 # What the machine refuses and the user can mend: a full disk, a folder without permission, a wrong path.
@@ -106,7 +106,7 @@ def run(
     given = _with_address(overrides, address)
     with shown_rounds() as (show, watch):
         result = api.run(config, out=out, overrides=given, show=show, watch=watch)
-    typer.echo(f"Report: {result.report}")
+    typer.echo(left_line(result.out, result.report))
 
 
 @app.command()
@@ -138,7 +138,7 @@ def resume(out: RunFolder) -> None:
     """Continue an interrupted run; the result is that of an unbroken one."""
     with shown_rounds() as (show, watch):
         result = api.resume(out, show=show, watch=watch)
-    typer.echo(f"Report: {result.report}")
+    typer.echo(left_line(result.out, result.report))
 
 
 @app.command()
@@ -168,7 +168,7 @@ def simulate(
     """
     with shown_rounds() as (show, _):
         result = api.simulate(config, out=out, overrides=overrides or (), show=show, replay=replay)
-    typer.echo(f"Report: {result.report}")
+    typer.echo(left_line(result.out, result.report))
 
 
 @app.command()

@@ -7,10 +7,12 @@ cut, the middle part is its rides on the server's sweeps.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedray.battery import Drain
 from fedray.cost import Device, Floats, Ints
 from fedray.errors import ConfigError
 from fedray.policy import Bools, Pace
@@ -38,6 +40,7 @@ class Trips:
         riders: what each does under its cut; None where nobody has one.
         server: that they ride; it comes with ``riders``.
         shared_link: that all are on; None where it is never short. It goes with whole models alone.
+        drain: their batteries; None where all are on mains.
     """
 
     client_ids: Ints
@@ -50,6 +53,7 @@ class Trips:
     riders: Riders | None = None
     server: VirtualServer | None = None
     shared_link: SharedLink | None = None
+    drain: Drain | None = None
 
     @property
     def receive_seconds(self) -> Floats:
@@ -81,6 +85,7 @@ class ClosedRound:
         joules: spent until then. Waiting for others after the own update arrived is not charged.
         received: whether everything sent down had arrived, so that the client holds the pieces.
         server_seconds: that the server swept until the round closed; ``server_joules`` of all its shards.
+        charge_joules: in each battery at last, and ``emptied`` whose ran empty; None where all are on mains.
     """
 
     virtual_seconds: float
@@ -100,6 +105,8 @@ class ClosedRound:
     received: Bools
     server_seconds: float
     server_joules: float
+    charge_joules: Floats | None = None
+    emptied: Bools | None = None
 
 
 def draw_dropouts(run_seed: int, round_number: int, client_ids: Ints, availability: Floats) -> Floats:
@@ -128,9 +135,11 @@ def close_round(
     A client still on the way then is ``late`` and called off. A client that does not fit receives
     everything and is ``oom`` at its first step, which is charged no time.
 
+    Whose battery runs empty drops out at that moment.
+
     Who leaves early makes room in the sweeps and on a shared link, so these are worked out twice: once with
-    everybody, which says how long each trip is and with ``leaves_after`` when it ends, and once without those
-    who left.
+    everybody, which says how long each trip is, with ``leaves_after`` when it ends and when a battery is
+    empty, and once without those who left.
 
     Args:
         trips: of the clients that were given something; with nobody the round closes at second 0.
@@ -152,6 +161,8 @@ def close_round(
     leave = np.full(num_clients, np.inf) if leaves_after is None else leaves_after * middle.arrival_seconds
     if offline_seconds is not None:
         leave = np.minimum(leave, offline_seconds)
+    empties = _empties(trips, middle, leave)
+    leave = np.minimum(leave, empties)
     gone = np.where(trips.fits, leave, np.minimum(leave, middle.receive_seconds))
     if np.isfinite(gone).any():
         middle = _Middle(trips, gone)
@@ -162,7 +173,25 @@ def close_round(
     close, accepted = _close(trips.client_ids, end, arrives, pace)
     lost: NDArray[np.str_] = np.where(drops, "dropped", "oom")
     named = np.where(accepted, "ok", np.where(~arrives & (end <= close), lost, "late"))
-    return _spent(trips, middle, np.minimum(end, close), close, tuple(named.tolist()))
+    until = np.minimum(end, close)
+    closed = _spent(trips, middle, until, close, tuple(named.tolist()))
+    return closed if trips.drain is None else _left(closed, trips, middle, until >= empties)
+
+
+def _empties(trips: Trips, middle: "_Middle", leave_seconds: Floats) -> Floats:
+    """When each battery is empty, [clients]; infinity for one that lasts."""
+    if trips.drain is None:
+        return np.full(len(trips.client_ids), np.inf)
+    finish = np.where(trips.fits, middle.arrival_seconds, middle.receive_seconds)
+    until = np.minimum(leave_seconds, finish)
+    return trips.drain.followed(partial(_joules_until, trips, middle), until)[0]
+
+
+def _left(closed: ClosedRound, trips: Trips, middle: "_Middle", emptied: Bools) -> ClosedRound:
+    """With what is left in each battery."""
+    assert trips.drain is not None, "asked where there are batteries"
+    left = trips.drain.followed(partial(_joules_until, trips, middle), closed.client_seconds)[1]
+    return replace(closed, charge_joules=np.where(emptied, 0.0, left), emptied=emptied)
 
 
 def steps_in_time(trips: Trips, num_steps: Ints, deadline_seconds: float) -> Ints:
@@ -308,16 +337,10 @@ def _spent(
     trips: Trips, middle: _Middle, until: Floats, close: float, outcomes: tuple[Outcome, ...]
 ) -> ClosedRound:
     """What each client used from second 0 to its own end."""
-    device = trips.device
     sent_down, up_bytes = middle.moved(until)
     riding = middle.spent(until)
-    computed, crossed = riding.compute_seconds, riding.up_bytes + riding.down_bytes
+    computed = riding.compute_seconds
     provision_bytes = np.minimum(sent_down, trips.provision_bytes)
-    joules = (
-        computed * device.compute_watts
-        + (until - computed) * device.idle_watts
-        + (sent_down + up_bytes + crossed) * device.radio_joules_per_byte
-    )
     # On a shared link sending takes as long as it took.
     sending = trips.send_seconds if trips.shared_link is None else middle.sending_seconds()
     busy = middle.busy_seconds(close)
@@ -336,11 +359,28 @@ def _spent(
         receive_seconds=np.minimum(until, middle.receive_seconds),
         compute_seconds=computed,
         send_seconds=np.clip(until - middle.end_seconds, 0, sending),
-        joules=joules,
+        joules=_joules(trips, until, riding, sent_down + up_bytes),
         received=until >= middle.receive_seconds,
         server_seconds=busy,
         server_joules=busy * server_watts,
     )
+
+
+def _joules(trips: Trips, until: Floats, riding: SpentRiding, moved_bytes: Ints) -> Floats:
+    """What each client spent until its own moment, in which it moved so much beside its rides, [clients]."""
+    device, computed = trips.device, riding.compute_seconds
+    joules: Floats = (
+        computed * device.compute_watts
+        + (until - computed) * device.idle_watts
+        + (moved_bytes + riding.up_bytes + riding.down_bytes) * device.radio_joules_per_byte
+    )
+    return joules
+
+
+def _joules_until(trips: Trips, middle: _Middle, until: Floats) -> Floats:
+    """The same of any moments; it never falls."""
+    down_bytes, up_bytes = middle.moved(until)
+    return _joules(trips, until, middle.spent(until), down_bytes + up_bytes)
 
 
 def _flowed(total: Ints, bps: Floats, seconds: Floats) -> Ints:

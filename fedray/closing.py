@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 
 from fedray.assignment import Assignment, Attention
+from fedray.battery import Charges, Drain
 from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts, steps_in_time
 from fedray.cost import Device, Ints, WorkShape
 from fedray.holdings import Holdings
@@ -61,7 +62,17 @@ def trips_of(scene: Scene, outing: Outing) -> Trips:
         riders=None if scene.server is None else riders,
         server=scene.server,
         shared_link=_shared_link(scene),
+        drain=_drain(scene, outing),
     )
+
+
+def _drain(scene: Scene, outing: Outing) -> Drain | None:
+    """Their batteries as they set out; None where all are on mains."""
+    charge = outing.cohort.charge_joules
+    if scene.batteries is None or charge is None:
+        return None
+    ids, begins = outing.cohort.client_ids, outing.begins
+    return Drain(batteries=scene.batteries, client_ids=ids, begins_seconds=begins, charge_joules=charge)
 
 
 def _shared_link(scene: Scene) -> SharedLink | None:
@@ -70,6 +81,18 @@ def _shared_link(scene: Scene) -> SharedLink | None:
     if given.up_bps is None and given.down_bps is None:
         return None
     return SharedLink(up_bps=given.up_bps, down_bps=given.down_bps)
+
+
+def short_of_charge(closed: ClosedRound, place: int) -> str:
+    """That a client's battery ran empty; nothing if it has not."""
+    empty = closed.emptied is not None and closed.emptied[place] and closed.outcomes[place] == "dropped"
+    return "its battery was empty" if empty else ""
+
+
+def charge_at_start(cohort: Cohort, place: int) -> float | None:
+    """What was in a client's battery as it was asked; None on mains."""
+    charge = None if cohort.charge_joules is None else float(cohort.charge_joules[place])
+    return None if charge is None or np.isinf(charge) else charge
 
 
 def within_deadline(scene: Scene, outing: Outing) -> Outing:
@@ -88,12 +111,15 @@ def short_of_memory(has_bytes: int, declared_bytes: int) -> str:
     return f"it has {show_bytes(has_bytes)} and declares {show_bytes(declared_bytes)}"
 
 
-def close_on_clock(scene: Scene, holdings: Holdings, outing: Outing, pace: Pace | None = None) -> ClosedRound:
+def close_on_clock(
+    scene: Scene, holdings: Holdings, charges: Charges, outing: Outing, pace: Pace | None = None
+) -> ClosedRound:
     """Who arrives, who is late, dropped or out of memory; whoever received everything now holds it.
 
     Args:
         scene: of the run.
         holdings: of its clients, which are told what they received.
+        charges: of their batteries, which are told what is left.
         outing: of the round's clients.
         pace: at which the round closes; the run's if absent.
     """
@@ -107,6 +133,9 @@ def close_on_clock(scene: Scene, holdings: Holdings, outing: Outing, pace: Pace 
     )
     closed = close_round(trips_of(scene, outing), pace or scene.pace, leaves, offline)
     _receive(scene, holdings, outing, np.flatnonzero(closed.received))
+    if scene.batteries is not None and closed.charge_joules is not None:
+        ends = outing.begins + closed.client_seconds
+        charges.leave(scene.batteries, cohort.client_ids, closed.charge_joules, ends)
     return closed
 
 

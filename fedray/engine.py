@@ -17,18 +17,21 @@ from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
 from fedray.evaluation import evaluate, headline, with_membership
-from fedray.landing import play_until_closed
+from fedray.fitting import devices_of
+from fedray.held_models import held_models
 from fedray.model.added import is_added
 from fedray.model.anatomy import dissect
 from fedray.model.export import save_adapter
 from fedray.model.export_added import save_added
 from fedray.model.whole_model import save_model
 from fedray.overheard import ear_for, with_overheard
+from fedray.overlapping import play_overlapping
 from fedray.policy import State
 from fedray.policy_loading import name_in_python
 from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
 from fedray.progress import Progress, begun, history_of
-from fedray.record import ClientRecord, EvaluationRecord, RoundRecord, summed
+from fedray.readiness import Readiness, view_of
+from fedray.record import ClassRecord, ClientRecord, EvaluationRecord, RoundRecord, summed
 from fedray.report import write_report
 from fedray.rounds import Runtime, Trained
 from fedray.scene import Scene, furnish, set_scene
@@ -48,14 +51,15 @@ _FEW = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run came to; everything else lies in its folder."""
+    """What a run came to; everything else lies in its folder. No ``report`` where none was asked for."""
 
     out: Path
     adapter: Adapter
     rounds: tuple[RoundRecord, ...]
     clients: tuple[ClientRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
-    report: Path
+    classes: tuple[ClassRecord, ...]
+    report: Path | None
 
 
 def run(
@@ -131,6 +135,7 @@ def _continued(
             run_folder(out, config, blueprint.device, blueprint.threads),
             closing(Tracker(accelerator, config)) as tracker,
         ):
+            checkpoint.write_devices(out, devices_of(scene))
             for number in range(progress.finished_rounds + 1, config.rounds.num_rounds + 1):
                 watched = runtime if watch is None else WatchedRuntime(runtime, number, watch)
                 record = play_round(scene, progress, watched, number)
@@ -138,6 +143,8 @@ def _continued(
                 tracker.log(record)
                 if show is not None:
                     show(record)
+            classes = held_models(scene, progress, runtime)
+            checkpoint.write_classes(out, classes)
     finally:
         runtime.close()
         torch.set_num_threads(threads)
@@ -157,7 +164,8 @@ def _continued(
         rounds=tuple(progress.rounds),
         clients=tuple(progress.clients),
         evaluations=tuple(progress.evaluations),
-        report=write_report(out),
+        classes=tuple(classes),
+        report=write_report(out) if config.report else None,
     )
 
 
@@ -177,13 +185,14 @@ class _Played:
 def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> RoundRecord:
     """One round, from the selection to its records; what it came to is in ``progress``."""
     started, config = perf_counter(), scene.config
-    due = number % config.rounds.eval_rounds == 0 or number == config.rounds.num_rounds
+    due = scene.evaluates(number)
     ear = ear_for(scene, number) if due else None
     play = _overlapping if scene.pace.joins else _in_step
     played = play(scene, progress, runtime if ear is None else TappedRuntime(runtime, [ear]), number)
     clients = with_cut_epsilon(config, scene.tokens, progress.clients, played.clients)
     trained = played.trained
     evaluations = evaluate(scene, trained.state, number, runtime) if due else []
+    plain = [] if trained.plain is None else evaluate(scene, trained.plain, number, runtime)
     progress.state = trained.state
     progress.remember(trained.client_states)
     if scene.averages(number):
@@ -192,7 +201,13 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
     progress.evaluations += evaluations
     progress.policy_state = scene.policy.observe(history_of(clients), played.policy_state)
     record = _summed(number, replace(played, clients=clients), evaluations, perf_counter() - started)
-    record = replace(record, cut_epsilon=highest_cut_epsilon(progress.rounds, clients))
+    plain_accuracy, plain_loss = headline(plain)
+    record = replace(
+        record,
+        plain_accuracy=plain_accuracy,
+        plain_loss=plain_loss,
+        cut_epsilon=highest_cut_epsilon(progress.rounds, clients),
+    )
     record = with_epsilon(scene.privacy, record, progress.rounds, progress.clients)
     if due and config.attacks.membership:
         record = with_membership(scene, progress.state, record, progress.clients, runtime)
@@ -204,14 +219,15 @@ def play_round(scene: Scene, progress: Progress, runtime: Runtime, number: int) 
 
 def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> _Played:
     """A round whose clients set out together."""
-    opens = scene.presence.opens(np.arange(scene.num_clients), progress.elapsed_seconds)
-    view = scene.view(number, progress.history(), opens)
-    menu = ask_menu(scene.policy, view)
     pricing = rounds.pricing_of(scene, progress, number)
-    view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
+    ready = Readiness(scene=scene, number=number, charges=progress.charges, pricing=pricing)
+    opens = ready.begins(progress.elapsed_seconds)
+    view = view_of(ready, progress.history(), opens)
+    menu = ask_menu(scene.policy, view)
+    view = replace(view, offers_of=lambda ids: price_menu(menu, ready.cohort(ids, opens), pricing))
     chosen, policy_state = ask_selection(scene.policy, view, progress.policy_state)
-    begins, present = scene.presence.asked(chosen, opens)
-    cohort = scene.cohort(number, present)
+    begins, present = ready.asked(chosen, opens)
+    cohort = ready.cohort(present, begins)
     offers = price_menu(menu, cohort, pricing)
     schedule = decide(scene.policy, cohort, offers, policy_state, pricing)
     asked = rounds.ask(scene, progress, cohort, schedule, begins)
@@ -234,7 +250,7 @@ def _in_step(scene: Scene, progress: Progress, runtime: Runtime, number: int) ->
 
 def _overlapping(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> _Played:
     """A round that closes while others are on their way."""
-    landed = play_until_closed(scene, progress, runtime, number)
+    landed = play_overlapping(scene, progress, runtime, number)
     return _Played(
         trained=landed.trained,
         clients=landed.clients,

@@ -1,12 +1,13 @@
 """The global state on rows that nobody trains on: on whole models, or by sweeps over the server's shards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fedray.adapter import Adapter, GlobalState
 from fedray.aggregation.rule import one_adapter
+from fedray.assignment import Assignment
 from fedray.attacks.membership import strength
 from fedray.parts import evaluated_span
 from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
@@ -17,15 +18,54 @@ from fedray.scene import Scene
 from fedray.seeds import generator
 from fedray.training.data import Rows
 from fedray.training.evaluate import Outputs, evaluation_chunks, in_order
+from fedray.training.own_weights import as_wide
+
+# Splits whose accuracy is the run's, the first that has rows.
+HEADLINE = ("test", "unseen", "validation")
 
 
 def evaluate(scene: Scene, state: GlobalState, round_number: int, runtime: Runtime) -> list[EvaluationRecord]:
     """The global state on validation, test and unseen rows, client by client where rows belong to one."""
+    adapter = one_adapter(state)
+    return _scored(
+        scene, round_number, list(_groups(scene)), lambda chunks: _answers(scene, adapter, chunks, runtime)
+    )
+
+
+def evaluate_part(
+    scene: Scene, state: GlobalState, model: Assignment, runtime: Runtime
+) -> tuple[float | None, float | None]:
+    """Accuracy and loss of what a client holds of the state, on the rows that `headline` is of.
+
+    Ranks limit what is trained and not what is run, so all of a site's are in; None without any rows.
+
+    Args:
+        scene: of the run.
+        state: the global one.
+        model: without a cut; its blocks, width, bits and zeros are the part, its head the one it ends in.
+        runtime: where rows are evaluated.
+    """
+    adapter = as_wide(scene.anatomy, model.width, one_adapter(state))
     groups = list(_groups(scene))
+    first = next((split for split in HEADLINE if any(group[0] == split for group in groups)), None)
+
+    def answers(chunks: Sequence[Rows]) -> list[Outputs]:
+        orders = [EvaluateRows(adapter=adapter, rows=chunk, model=model) for chunk in chunks]
+        return [done.answer for done in runtime.carry_out(orders)]  # type: ignore[misc]
+
+    return headline(_scored(scene, 0, [group for group in groups if group[0] == first], answers))
+
+
+def _scored(
+    scene: Scene,
+    round_number: int,
+    groups: Sequence[tuple[str, int, Rows]],
+    answers: Callable[[Sequence[Rows]], list[Outputs]],
+) -> list[EvaluationRecord]:
+    """A record of each group, from what ``answers`` says of chunks of all their rows."""
     rows = np.concatenate([own for _, _, own in groups]) if groups else np.zeros(0, np.int64)
     chunks = evaluation_chunks(scene.encoded.lengths, rows)
-    answers = _answers(scene, one_adapter(state), chunks, runtime)
-    outputs = dict(zip(rows.tolist(), in_order(rows, chunks, answers), strict=True))
+    outputs = dict(zip(rows.tolist(), in_order(rows, chunks, answers(chunks)), strict=True))
     records = []
     for split, client, own in groups:
         found = [outputs[row] for row in own.tolist()]
@@ -84,7 +124,7 @@ def with_membership(
 
 def headline(evaluations: Sequence[EvaluationRecord]) -> tuple[float | None, float | None]:
     """Accuracy and loss over all rows of the first split there is: test, then unseen, then validation."""
-    for split in ("test", "unseen", "validation"):
+    for split in HEADLINE:
         found = [record for record in evaluations if record.split == split]
         if total := sum(record.num_rows for record in found):
             return tuple(  # type: ignore[return-value]

@@ -9,14 +9,13 @@ import math
 from fedray.errors import ConfigError
 
 
-def check_exits(exits: tuple[int, ...], blocks: tuple[int, ...], *, split: bool, narrow: bool) -> None:
+def check_exits(exits: tuple[int, ...], blocks: tuple[int, ...], *, split: bool) -> None:
     """Raises ConfigError for exits that are no depths of the executed blocks, or that nothing goes with.
 
     Args:
         exits: depths with a head of their own.
         blocks: that are executed.
         split: whether a server runs the others.
-        narrow: whether the blocks have a part of their width.
     """
     if not exits:
         return
@@ -33,8 +32,6 @@ def check_exits(exits: tuple[int, ...], blocks: tuple[int, ...], *, split: bool,
         )
     if blocks != tuple(range(len(blocks))):
         raise ConfigError(f"Exits ({listed}) count leading blocks, and blocks {blocks} skip some.")
-    if narrow:
-        raise ConfigError(f"Exits ({listed}) have heads on the full width; drop the width or the exits.")
 
 
 def has_last_head(exits: tuple[int, ...], depth: int) -> bool:

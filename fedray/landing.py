@@ -1,78 +1,124 @@
-"""Rounds that overlap: clients come and go at their own pace, and a round closes when enough have landed.
+"""Rounds that overlap, on the virtual clock: clients come and go, and a round closes when enough have landed.
 
-The virtual clock alone decides who trained from which version of the state, and who is asked when; the
-training of a round's updates happens when the round closes, all together, from the versions that they were
-sent. So results depend on no order in wall time, and a version is kept as long as somebody trains from it.
+The virtual clock alone decides who works from which version of the state, and who is asked when, so a run
+that trains and a simulation that does not are the same here; what they do beside it stands behind `Playing`.
 
 A round begins where the last one ended. Whenever the time is about to move on, free places are filled: the
 policy is asked for as many clients as there are, among those who are neither on their way nor landed in this
 round, and gives them something as in any round. Of equal moments the smaller client id lands first.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
-from fedray import rounds
-from fedray.adapter import Adapter
-from fedray.aggregation.joining import Joined, join
-from fedray.aggregation.rule import Accumulator
-from fedray.assignment import Assignment
-from fedray.clock import Trips, close_round
-from fedray.closing import trips_of
+from fedray.battery import Charges
+from fedray.clock import ClosedRound, Trips, close_round
 from fedray.cost import Ints
 from fedray.errors import PolicyError
-from fedray.policy import Bools, Pace, View
-from fedray.progress import Progress
+from fedray.policy import Bools, Cohort, Pace, State, View
+from fedray.readiness import Readiness, view_of
 from fedray.record import ClientRecord
-from fedray.rounds import Runtime, Trained
 from fedray.scene import Scene
-from fedray.scheduler import ask_menu, ask_selection, decide, price_menu
+from fedray.scheduler import Pricing, Schedule, ask_menu, ask_selection, decide, price_menu
 from fedray.seeds import derive_seed
-from fedray.told import told_by_the_clock, told_by_training
-from fedray.training.job import Job
-from fedray.training.link import sent_down
-from fedray.training.own_side import base_of
-from fedray.underway import Departure
+from fedray.underway import Departure, UnderWay
 
 _SOON = float(np.nextafter(0.0, 1.0))
 
 
+class Playing(Protocol):
+    """The run, or the simulation, whose rounds overlap."""
+
+    scene: Scene
+
+    @property
+    def way(self) -> UnderWay:
+        """Who is at work between rounds."""
+
+    @property
+    def charges(self) -> Charges:
+        """How full batteries were left."""
+
+    @property
+    def version(self) -> int:
+        """Of the state: one more with every round in which an update counted."""
+
+    @property
+    def policy_state(self) -> State:
+        """What the policy remembers."""
+
+    @policy_state.setter
+    def policy_state(self, state: State) -> None:
+        """What it remembers from now on."""
+
+    def history(self) -> Sequence[Mapping[str, object]]:
+        """Of the rounds that are over, as a policy sees it."""
+
+    def pricing(self, number: int) -> Pricing:
+        """Of a round."""
+
+    def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
+        """The trips of those who were given something, as they will be if nobody calls them off."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landed:
-    """A round that has closed.
+    """A round that has closed, before anything was learnt in it.
 
     Attributes:
-        clients: who landed in it, by the order in which they did; in the last round also who was called off.
+        clients: who landed in it, by the order in which they did.
+        buffer: those of them whose updates count.
         virtual_seconds: from the end of the round before.
     """
 
-    trained: Trained
     clients: list[ClientRecord]
+    buffer: list[Departure]
     virtual_seconds: float
 
 
-def play_until_closed(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> Landed:
+def play_until_closed(playing: Playing, number: int) -> Landed:
     """One round. Raises PolicyError if the policy asks more clients than there is room for."""
-    step = _Step(scene, progress, runtime, number)
+    step = _Step(playing, number)
     while not step.full:
         step.fill()
         if not step.land():
             break
-    way, begun = progress.under_way, step.begun
-    trained = _train(scene, progress, step)
-    way.keep(progress.state)
-    clients = [told_by_training(record, trained) for record in step.landed]
-    if number == scene.config.rounds.num_rounds:
-        clients += [
-            replace(
-                _called_off(scene, one, way.now_seconds),
-                round=number,
-                staleness=progress.state.version - one.version,
-            )
-            for one in way.call_off()
-        ]
-    return Landed(trained=trained, clients=clients, virtual_seconds=way.now_seconds - begun)
+    return Landed(
+        clients=step.landed, buffer=step.buffer, virtual_seconds=playing.way.now_seconds - step.begun
+    )
+
+
+def departures_of(
+    records: Sequence[ClientRecord], closed: ClosedRound, trips: Trips, *, begins: float, version: int
+) -> list[Departure]:
+    """Trips that run to their own end, from their records, [clients] each."""
+    return [
+        Departure(
+            version=version,
+            start_seconds=begins,
+            end_seconds=begins + float(closed.client_seconds[i]),
+            compute_seconds=float(trips.compute_seconds[i]),
+            provision_bytes=int(trips.provision_bytes[i]),
+            record=record,
+        )
+        for i, record in enumerate(records)
+    ]
+
+
+def called_off(playing: Playing, number: int) -> list[ClientRecord]:
+    """Who is on the way when the last round has closed: late, and charged for what it did until then."""
+    way = playing.way
+    return [
+        replace(
+            _until_now(playing.scene, one, way.now_seconds),
+            round=number,
+            staleness=playing.version - one.version,
+        )
+        for one in way.call_off()
+    ]
 
 
 @dataclass(slots=True)
@@ -85,9 +131,7 @@ class _Step:
         refills: how often the policy was asked for clients.
     """
 
-    scene: Scene
-    progress: Progress
-    runtime: Runtime
+    playing: Playing
     number: int
     begun: float = field(init=False)
     landed: list[ClientRecord] = field(default_factory=list)
@@ -95,17 +139,17 @@ class _Step:
     refills: int = 0
 
     def __post_init__(self) -> None:
-        self.begun = self.progress.under_way.now_seconds
+        self.begun = self.playing.way.now_seconds
 
     @property
     def full(self) -> bool:
         """Whether the goal is reached."""
-        goal = self.scene.pace.goal
+        goal = self.playing.scene.pace.goal
         return goal is not None and len(self.buffer) >= goal
 
     def land(self) -> bool:
         """The next trip's end, if the round does not close before it, or for want of one."""
-        way, pace = self.progress.under_way, self.scene.pace
+        way, pace = self.playing.way, self.playing.scene.pace
         following = way.next_end()
         if following is None:
             return False
@@ -115,7 +159,7 @@ class _Step:
                 way.now_seconds = max(way.now_seconds, closes)
                 return False
         departure = way.land()
-        behind = self.progress.state.version - departure.version
+        behind = self.playing.version - departure.version
         record = replace(departure.record, round=self.number, staleness=behind)
         if record.outcome == "ok" and pace.max_staleness is not None and behind > pace.max_staleness:
             record = replace(record, outcome="late", message=f"it was {behind} versions behind")
@@ -126,7 +170,7 @@ class _Step:
 
     def fill(self) -> None:
         """Ask clients for the free places, before the time moves on."""
-        way, scene = self.progress.under_way, self.scene
+        way, scene = self.playing.way, self.playing.scene
         following = way.next_end()
         if following is not None and following <= way.now_seconds:
             return
@@ -140,58 +184,50 @@ class _Step:
 
     def _somebody_comes(self, busy: Ints) -> bool:
         """Whether somebody can be asked now; with nobody on the way the time moves on until so."""
-        way, presence = self.progress.under_way, self.scene.presence
-        if presence.sessions is None:
+        way, scene = self.playing.way, self.playing.scene
+        if scene.presence.sessions is None and scene.batteries is None:
             return True
-        idle = np.setdiff1d(np.arange(self.scene.num_clients), busy)
-        opens = presence.opens(idle, way.now_seconds)
+        idle = np.setdiff1d(np.arange(scene.num_clients), busy)
+        opens = self._readiness().opens(idle, way.now_seconds)
         if opens > way.now_seconds and (len(way) or np.isinf(opens)):
             return False
         way.now_seconds = opens
         return True
 
     def _ask(self, busy: Ints, free: int) -> None:
-        scene, progress, way, number = self.scene, self.progress, self.progress.under_way, self.number
-        view = self._view(busy, free)
+        playing, number = self.playing, self.number
+        scene, now = playing.scene, playing.way.now_seconds
+        ready = self._readiness()
+        view = self._view(ready, busy, free)
         menu = ask_menu(scene.policy, view)
-        pricing = rounds.pricing_of(scene, progress, number)
-        view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
-        chosen, state = ask_selection(scene.policy, view, progress.policy_state)
+        view = replace(view, offers_of=lambda ids: price_menu(menu, ready.cohort(ids, now), ready.pricing))
+        chosen, state = ask_selection(scene.policy, view, playing.policy_state)
         chosen = chosen[view.may_be_asked(chosen)]
         if len(chosen) > free:
             raise PolicyError(
-                f"select chose {len(chosen)} clients at second {way.now_seconds:g} of round {number}, and "
+                f"select chose {len(chosen)} clients at second {now:g} of round {number}, and "
                 f"{free} more may be at work; choose at most view.clients_per_round."
             )
-        progress.policy_state = state
+        playing.policy_state = state
         if not len(chosen):
             return
-        cohort = scene.cohort(number, np.sort(chosen))
-        schedule = decide(scene.policy, cohort, price_menu(menu, cohort, pricing), state, pricing)
-        progress.policy_state = schedule.state
-        asked = rounds.ask(scene, progress, cohort, schedule, way.now_seconds)
-        measured = rounds.audit_clients(scene, progress, asked, self.runtime)
-        trips = trips_of(scene, rounds.outing_of(progress, asked))
-        # Everybody goes to the own end; the pace of the run says in which round that is.
-        closed = rounds.close(scene, progress, asked, Pace())
-        for i, record in enumerate(told_by_the_clock(scene, progress, asked, closed, measured)):
-            way.depart(
-                Departure(
-                    version=progress.state.version,
-                    start_seconds=asked.begins,
-                    end_seconds=asked.begins + record.virtual_seconds,
-                    compute_seconds=float(trips.compute_seconds[i]),
-                    provision_bytes=int(trips.provision_bytes[i]),
-                    record=record,
-                )
-            )
+        cohort = ready.cohort(np.sort(chosen), now)
+        offers = price_menu(menu, cohort, ready.pricing)
+        schedule = decide(scene.policy, cohort, offers, state, ready.pricing)
+        playing.policy_state = schedule.state
+        for departure in playing.set_out(cohort, schedule, now):
+            playing.way.depart(departure)
 
-    def _view(self, busy: Ints, free: int) -> View:
-        scene, now = self.scene, self.progress.under_way.now_seconds
-        view = scene.view(self.number, self.progress.history(), now)
+    def _readiness(self) -> Readiness:
+        playing, number = self.playing, self.number
+        pricing = playing.pricing(number)
+        return Readiness(scene=playing.scene, number=number, charges=playing.charges, pricing=pricing)
+
+    def _view(self, ready: Readiness, busy: Ints, free: int) -> View:
+        view = view_of(ready, self.playing.history(), self.playing.way.now_seconds)
         seed = view.seed
         if self.refills:
-            seed = derive_seed(scene.config.seed, "selection", self.number, self.refills)
+            seed = derive_seed(self.playing.scene.config.seed, "selection", self.number, self.refills)
 
         def idle(ids: Ints) -> Bools:
             return view.may_be_asked(ids) & ~np.isin(ids, busy)
@@ -205,35 +241,8 @@ class _Step:
         )
 
 
-def _train(scene: Scene, progress: Progress, step: _Step) -> Trained:
-    """The updates of a round's buffer, by client, each from the version that it was sent."""
-    way, pace = progress.under_way, scene.pace
-    states = {**way.versions, progress.state.version: progress.state}
-    jobs = []
-    for one in sorted(step.buffer, key=lambda departure: departure.client_id):
-        client, asked_in = one.client_id, one.record.round
-        alone = scene.cohort(asked_in, np.array([client]))
-        assignment = Assignment.from_json(one.record.assignment)
-        start = rounds.sender(scene, states[one.version], asked_in)(assignment, client)
-        kept = progress.client_states.get(client, {})
-        jobs.append(sent_down(scene.anatomy, rounds.job_for(scene, alone, assignment, start, kept)))
-
-    def add(total: Accumulator, job: Job, delta: Adapter) -> None:
-        send = rounds.sender(scene, progress.state, job.round)
-        joined = Joined(
-            delta=delta,
-            sent=base_of(scene.anatomy, job),
-            weight=rounds.weight_of(scene, job),
-            staleness=progress.state.version - job.version,
-            sent_now=lambda: send(job.assignment, job.client_id).adapter,
-        )
-        join(total, scene.rule, pace, joined)
-
-    return rounds.train(scene, progress.state, jobs, step.runtime, add)
-
-
-def _called_off(scene: Scene, one: Departure, now_seconds: float) -> ClientRecord:
-    """Of a client that is on its way when a run ends: late, and charged for what it did until then."""
+def _until_now(scene: Scene, one: Departure, now_seconds: float) -> ClientRecord:
+    """Of a client that is called off now."""
     record, ids = one.record, np.array([one.client_id])
     declared = scene.fleet.device(ids)
     trips = Trips(

@@ -1,7 +1,7 @@
 """The menu: every assignment a grid of knobs allows, small to large."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
@@ -19,7 +19,7 @@ from fedray.assignment import (
 from fedray.codec_names import num_seeds
 from fedray.errors import ConfigError
 from fedray.trained import Prompt, Weights
-from fedray.width import AXES, Axis, Width
+from fedray.width import AXES, Axis, Width, Window
 
 Tuning = Literal["lora", "full", "bitfit", "ia3", "prompt", "prefix"]
 
@@ -41,6 +41,8 @@ class Grid:
         widths: shares of the width that is kept along ``width_axes``; 1 is the whole. Without cuts or LoRA.
         exits: depths with a head of their own behind them, in every whole model; of each, as many leading
             blocks alone are offered too.
+        int8_activations: blocks with a backward pass, from the lowest, that keep what it needs in 8 bits;
+            ``"all"`` is every one. Without cuts or recomputation.
         perturbations: random directions a step of forward-only clients; 0 has a backward pass. Without cuts.
         head_only: also offer the head alone, without an adapter.
         cuts: leading blocks that a client keeps while a server runs the others; with every other knob.
@@ -60,7 +62,9 @@ class Grid:
     prompt_tokens: tuple[int, ...] = (20,)
     widths: tuple[float, ...] = (1.0,)
     width_axes: tuple[Axis, ...] = ("ffn",)
+    width_window: Window = "prefix"
     recompute: tuple[bool, ...] = (False,)
+    int8_activations: tuple[int | Literal["all"], ...] = (0,)
     dtypes: tuple[Dtype, ...] = ("fp32",)
     weight_bits: tuple[WeightBits | None, ...] = (None,)
     sparsities: tuple[float, ...] = (0.0,)
@@ -96,8 +100,9 @@ def build_menu(grid: Grid) -> tuple[Assignment, ...]:
             that holds no assignment.
     """
     _check_exits(grid)
-    whole = tuple(dict.fromkeys(_whole(grid)))
-    shallow = [entry for depth in grid.exits for entry in _whole(_leading(grid, depth))]
+    whole = _rounded(grid, dict.fromkeys(_whole(grid)))
+    shallow = [e for depth in grid.exits for e in _rounded(grid, _whole(_leading(grid, depth)))]
+    _check_rounded(grid, (*(whole if grid.whole else ()), *shallow))
     menu = [*dict.fromkeys(shallow), *(whole if grid.whole else ()), *_cut(grid, whole)]
     if not menu:
         raise ConfigError(
@@ -143,6 +148,28 @@ def _whole(grid: Grid) -> Iterator[Assignment]:
         )
 
 
+def _rounded(grid: Grid, plain: Iterable[Assignment]) -> tuple[Assignment, ...]:
+    """The entries, each with so many blocks' activations in 8 bits as are asked for and it can have."""
+    entries = []
+    for entry, asked in itertools.product(plain, grid.int8_activations):
+        count = entry.num_backward_blocks if asked == "all" else asked
+        can = not (entry.recompute or entry.perturbations) and count <= entry.num_backward_blocks
+        if not count or can:
+            entries.append(replace(entry, int8_activations=count))
+    return tuple(dict.fromkeys(entries))
+
+
+def _check_rounded(grid: Grid, entries: Iterable[Assignment]) -> None:
+    found = {0, *(entry.int8_activations for entry in entries)}
+    for asked in grid.int8_activations:
+        if asked in found or (asked == "all" and max(found)):
+            continue
+        raise ConfigError(
+            f"menu.int8_activations lists {asked}, and no entry has so many blocks of its own with a "
+            "backward pass that keeps activations; lower it, offer deeper ones, or drop it."
+        )
+
+
 def _leading(grid: Grid, depth: int) -> Grid:
     """The same over as many leading blocks: with the exits there are, and the depths that can be trained."""
     return replace(
@@ -164,7 +191,10 @@ def _check_exits(grid: Grid) -> None:
 
 def _widths(grid: Grid) -> list[Width | None]:
     axes = tuple(axis for axis in AXES if axis in grid.width_axes)
-    return [None if share == 1 else Width(share=share, axes=axes) for share in grid.widths]
+    return [
+        None if share == 1 else Width(share=share, axes=axes, window=grid.width_window)
+        for share in grid.widths
+    ]
 
 
 def _adapters(grid: Grid) -> list[Adapter]:
@@ -193,7 +223,7 @@ def _cut(grid: Grid, whole: tuple[Assignment, ...]) -> list[Assignment]:
     """Every whole entry at every cut, but for those that an assignment refuses."""
     menu: list[Assignment] = []
     refused: dict[tuple[str, object], ConfigError] = {}
-    of_full_width = [entry for entry in whole if entry.width is None and not entry.perturbations]
+    of_full_width = [e for e in whole if e.width is None and not e.perturbations and not e.int8_activations]
     for entry, cut, tail, codec, local_loss in itertools.product(
         of_full_width, grid.cuts, grid.tails, grid.cut_codecs, grid.local_loss
     ):
@@ -242,7 +272,7 @@ def _lora(grid: Grid, depth: int, rank: int) -> Lora:
 
 def _size(
     assignment: Assignment,
-) -> tuple[int, float, int, int, bool, int, float, bool, int, bool, int, int, bool, str, str, str]:
+) -> tuple[int, float, int, int, bool, int, float, bool, int, int, bool, int, int, bool, str, str, str]:
     return (
         assignment.sum_of_ranks,
         1.0 if assignment.width is None else assignment.width.share,
@@ -252,6 +282,7 @@ def _size(
         assignment.weight_bits or 32,
         -assignment.sparsity,
         not assignment.recompute,
+        -assignment.int8_activations,
         assignment.perturbations,
         not assignment.split,
         assignment.cut,

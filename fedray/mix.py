@@ -107,6 +107,8 @@ class DeviceClass(Strict):
     compute_watts: Fixed[Amount]
     idle_watts: Fixed[Amount]
     resources: Fixed[dict[str, Amount]] | None = None
+    battery_joules: Fixed[Annotated[float, Field(gt=0)]] | None = None
+    charge_watts: Fixed[Amount] | None = None
 
 
 class Link(Strict):
@@ -247,7 +249,9 @@ def _rounded(column: NDArray[Any]) -> NDArray[Any]:
     if column.dtype != np.float64:
         return column
     # Whole powers of ten up to 1e22 are exact, so the result is the float nearest to its six digits.
-    digits = np.floor(np.log10(np.where(column > 0, column, 1.0))) - 5
+    # A device on mains has an infinite battery.
+    counted = (column > 0) & np.isfinite(column)
+    digits = np.floor(np.log10(np.where(counted, column, 1.0))) - 5
     up, down = 10.0 ** np.maximum(-digits, 0), 10.0 ** np.maximum(digits, 0)
     rounded: Floats = np.round(column * up / down) * down / up
     return rounded
@@ -288,6 +292,9 @@ def _device_columns(
     columns["storage_bytes"] = np.array([c.storage_bytes.value for c in classes])[which]
     columns["compute_watts"] = np.array([c.compute_watts.value for c in classes])[which]
     columns["idle_watts"] = np.array([c.idle_watts.value for c in classes])[which]
+    for name, absent in (("battery_joules", np.inf), ("charge_watts", 0.0)):
+        given = [getattr(c, name) for c in classes]
+        columns[name] = np.array([absent if figure is None else figure.value for figure in given])[which]
     return columns
 
 

@@ -69,6 +69,16 @@ def refuse_another_models(num_blocks: int, dtypes: Collection[Dtype], assignment
     )
 
 
+def refuse_unordered(config: Config, assignment: Assignment) -> None:
+    """Raises PolicyError for a policy's own part by salience, of which no order was measured."""
+    width = assignment.width
+    if width is not None and width.window == "salient" and config.menu.width_window != "salient":
+        raise PolicyError(
+            f"The policy gave {assignment}, and this run measures no order of the model's units by salience; "
+            "set menu.width_window: salient, or take another window."
+        )
+
+
 def evaluated_span(config: Config, num_blocks: int) -> tuple[int, int] | None:
     """The blocks that the server runs in an evaluation, the first and one past the last; None for none.
 

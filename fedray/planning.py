@@ -13,6 +13,7 @@ from fedray.config import Config
 from fedray.environment import CACHE_DIR
 from fedray.policy import Offers
 from fedray.progress import begun
+from fedray.readiness import Readiness
 from fedray.rounds import pricing_of
 from fedray.scene import Scene, set_scene
 from fedray.scheduler import Schedule, ask_menu, decide, price_menu, refuse_if_nothing_fits
@@ -85,7 +86,8 @@ def plan(config: Config, policy: object | None = None) -> Plan:
     start = begun(len(everybody), Adapter(), preinstalled=config.provision == "preinstalled")
     pricing = pricing_of(scene, start, 1)
     menu = ask_menu(scene.policy, scene.view(1, ()))
-    cohort = scene.cohort(1, everybody)
+    ready = Readiness(scene=scene, number=1, charges=start.charges, pricing=pricing)
+    cohort = ready.cohort(everybody, 0.0)
     offers = price_menu(menu, cohort, pricing)
     refuse_if_nothing_fits(cohort, offers)
     schedule = decide(scene.policy, cohort, offers, {}, pricing, together=False)

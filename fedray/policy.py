@@ -8,7 +8,7 @@ time and records of what happened. The smallest one is a function::
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +41,8 @@ class Cohort:
         tokens: what the client's longest row is padded to.
         num_tokens: real tokens of all its rows; None where nobody counted, and then nothing has a cut.
         attention: the kernel the client declares; with ``tokens`` it tells work shapes apart.
+        charge_joules: in the client's battery now, infinity on mains; None where all are.
+        spare_joules: that work may take: what is above the reserve, infinity while it is charging.
     """
 
     round: int
@@ -52,6 +54,8 @@ class Cohort:
     tokens: Ints
     attention: NDArray[np.str_]
     num_tokens: Ints | None = None
+    charge_joules: Floats | None = None
+    spare_joules: Floats | None = None
 
     def __len__(self) -> int:
         """How many clients."""
@@ -59,17 +63,12 @@ class Cohort:
 
     def take(self, index: Ints) -> "Cohort":
         """The same round with the clients at ``index`` alone."""
-        return Cohort(
-            round=self.round,
-            seed=self.seed,
-            client_ids=self.client_ids[index],
-            device_class=self.device_class[index],
-            device=self.device.take(index),
-            num_rows=self.num_rows[index],
-            tokens=self.tokens[index],
-            attention=self.attention[index],
-            num_tokens=None if self.num_tokens is None else self.num_tokens[index],
-        )
+        arrays: dict[str, Any] = {
+            name: None if (column := getattr(self, name)) is None else column[index]
+            for name in self.__slots__
+            if name not in ("round", "seed", "device")
+        }
+        return replace(self, device=self.device.take(index), **arrays)
 
 
 def _no_cut() -> NDArray[Any]:
@@ -84,7 +83,8 @@ class Offers:
     so that a policy can see how far away it was.
 
     Attributes:
-        fits: memory, with the margin, and storage suffice, and under a cut the server's memory.
+        fits: memory, with the margin, and storage suffice, the battery with what it may spare, and under a
+            cut the server's memory.
         virtual_seconds: with a server that nobody else rides, and with nobody else on its link.
         compute_seconds: the client's own.
         peak_bytes: predicted, without the margin.

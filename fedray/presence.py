@@ -12,9 +12,8 @@ from fedray.cost import Floats, Ints
 from fedray.errors import ConfigError, PolicyError
 from fedray.fleet import Fleet
 from fedray.policy import Bools
-from fedray.seeds import generator
 from fedray.sessions import Sessions, diurnal, to_tick
-from fedray.traces import load_sessions
+from fedray.traces import load_sessions, rows_of_trace
 
 _FEW = 4096
 
@@ -64,6 +63,14 @@ class Presence:
         found = self.sessions.next_online(self.rows[client_ids], at_seconds + self.start_seconds)
         return float(found.min(initial=np.inf)) - self.start_seconds
 
+    def following(self, client_ids: Ints, at_seconds: Floats) -> Floats:
+        """The first moment from its own on at which each is online, [asked]; infinity for never."""
+        if self.sessions is None:
+            return at_seconds
+        return self.sessions.next_online(self.rows[client_ids], at_seconds + self.start_seconds) - (
+            self.start_seconds
+        )
+
     def asked(self, chosen: Ints, at_seconds: float) -> tuple[float, Ints]:
         """When a round with these clients starts, and who of them is online then, ascending.
 
@@ -98,8 +105,7 @@ def presence_of(config: Config, fleet: Fleet, num_clients: int) -> Presence:
         case OnlineTrace():
             kind, period = chosen.kind, chosen.period_seconds
             sessions = load_sessions(Path(chosen.file), kind=kind, period_seconds=period)
-            order = generator(config.seed, "availability").permutation(len(sessions))
-            rows = order[everybody % len(sessions)]
+            rows = rows_of_trace(config.seed, len(sessions), everybody)
         case Diurnal():
             share, hour, spread = fleet.availability(everybody), chosen.peak_hour, chosen.spread_hours
             sessions = diurnal(share, config.seed, peak_hour=hour, spread_hours=spread)

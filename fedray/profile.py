@@ -30,6 +30,8 @@ class Profile:
         availability: share of time online, 0 to 1.
         resources: Ray resources a client's own actor reserves, such as ``{"num_gpus": 1}``.
         data_size_rank: 0 to 1, where the client stands among all in size of data; a partitioner may use it.
+        battery_joules: that the battery holds when it is full; infinity is a device on mains.
+        charge_watts: that it gains while it is charging.
     """
 
     device_class: str
@@ -48,6 +50,8 @@ class Profile:
     radio_joules_per_byte: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict, hash=False)
     data_size_rank: float = 0.5
+    battery_joules: float = math.inf
+    charge_watts: float = 0.0
 
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -59,7 +63,8 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in ("memory_bytes_per_s", "rtt_seconds")]
     + [("attention", TEXT), ("availability", pa.float64())]
     + [(name, pa.float64()) for name in ("compute_watts", "idle_watts", "radio_joules_per_byte")]
-    + [("resources", TEXT), ("data_size_rank", pa.float64())]
+    + [("resources", TEXT)]
+    + [(name, pa.float64()) for name in ("data_size_rank", "battery_joules", "charge_watts")]
 )
 _REQUIRED = tuple(f.name for f in dataclasses.fields(Profile))[:5]
 _DEFAULTS: dict[str, Any] = {
@@ -69,6 +74,7 @@ _DEFAULTS: dict[str, Any] = {
 _ABOVE_0, _FINITE = math.ulp(0.0), sys.float_info.max
 _RANGES: dict[str, tuple[float, float, str]] = {
     "memory_bytes_per_s": (_ABOVE_0, math.inf, "above 0"),
+    "battery_joules": (_ABOVE_0, math.inf, "above 0, or inf on mains"),
     "availability": (0.0, 1.0, "from 0 to 1"),
     "data_size_rank": (0.0, 1.0, "from 0 to 1"),
 } | dict.fromkeys(
@@ -150,11 +156,22 @@ def _check_values(table: pa.Table, source: str) -> None:
         if not np.array_equal(ids, np.arange(first, first + len(ids))):
             raise ConfigError(f"{source}: client_id counts the rows from 0; sort it so, or leave it out.")
         first += len(ids)
+    _check_batteries(table, source)
     for kernel in table.column("attention").chunk(0).dictionary.to_pylist():
         if kernel not in ATTENTIONS:
             raise ConfigError(f"{source}: attention is one of {', '.join(ATTENTIONS)}, found {kernel!r}.")
     for text in table.column("resources").chunk(0).dictionary.to_pylist():
         _check_resources(text, source)
+
+
+def _check_batteries(table: pa.Table, source: str) -> None:
+    watts = np.concatenate(_pieces(table, "charge_watts"))
+    idle = np.flatnonzero((watts > 0) & np.isinf(np.concatenate(_pieces(table, "battery_joules"))))
+    if len(idle):
+        raise ConfigError(
+            f"{source}: charge_watts is {watts[idle[0]]:g} in row {idle[0]}, which has no battery to charge "
+            f"({len(idle)} such rows); give battery_joules there, or leave charge_watts at 0."
+        )
 
 
 def _pieces(table: pa.Table, name: str) -> list[NDArray[Any]]:

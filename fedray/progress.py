@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedray.adapter import Adapter, GlobalState
+from fedray.battery import Charges
 from fedray.holdings import Holdings
 from fedray.observable import statistics_from_json
 from fedray.policy import State
@@ -34,6 +35,7 @@ class Progress:
     """The one thing a run changes, round by round.
 
     Attributes:
+        charges: how full batteries were left.
         audited: the verdict on each distinct piece of work that ran alone under the counter.
         client_states: what each client keeps between rounds, by client; whoever keeps nothing is not there.
         under_way: who is at work between rounds, where these overlap.
@@ -41,6 +43,7 @@ class Progress:
 
     state: GlobalState
     holdings: Holdings
+    charges: Charges = field(default_factory=Charges)
     policy_state: State = field(default_factory=dict)
     audited: dict[str, Verdict] = field(default_factory=dict)
     client_states: dict[int, ClientState] = field(default_factory=dict)

@@ -37,10 +37,10 @@ class ClientRecord:
     it was sent. ``padding_bytes`` are those of the sent ones that a masked update has beyond the plain one of
     the same assignment. ``held_blocks`` are those of the frozen model that have reached the client so far,
     whole or in part, at any dtype (``0-2, 5``), and ``held_share`` is the share of the model's bytes that
-    they are with its stem and head, if it has these: who was sent a block can keep it. ``attack`` names what
-    an attacker did, and is shown to no policy. ``cut_epsilon`` is what noise on hidden states has used up so
-    far of the privacy of one of the client's rows, replaced by another (`fedray.mechanism.CutNoise`); null
-    without that noise.
+    they are with its stem and head, if it has these: who was sent a block can keep it. ``charge_joules`` were
+    in the client's battery as it was asked; null on mains. ``attack`` names what an attacker did, and is
+    shown to no policy. ``cut_epsilon`` is what noise on hidden states has used up so far of the privacy of
+    one of the client's rows, replaced by another (`fedray.mechanism.CutNoise`); null without that noise.
     """
 
     round: int
@@ -83,6 +83,7 @@ class ClientRecord:
     lost_share: float | None = None
     held_blocks: str = ""
     held_share: float = 0.0
+    charge_joules: float | None = None
     cut_epsilon: float | None = None
 
 
@@ -106,6 +107,8 @@ class RoundRecord:
     ``labels_found`` is the share of rows whose labels are told, and ``labels_floor`` what always saying the
     commonest of them tells; null where that is not tried, or nobody's update counted. ``cut_epsilon`` is the
     largest that the round's clients, or anybody before them, have come to at their cuts.
+    ``plain_accuracy`` and ``plain_loss`` are of the state that the round's updates would have made
+    as they were before coding; null where ``audit.codecs`` does not ask.
     """
 
     round: int
@@ -132,6 +135,8 @@ class RoundRecord:
     disagreement: float | None = None
     membership_auc: float | None = None
     membership_found: float | None = None
+    plain_accuracy: float | None = None
+    plain_loss: float | None = None
     words_found: float | None = None
     words_floor: float | None = None
     images_psnr: float | None = None
@@ -155,6 +160,46 @@ class EvaluationRecord:
     num_rows: int
     accuracy: float
     loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRecord:
+    """One device class after a run: the model that its clients can hold by themselves, and what it is worth.
+
+    ``num_holding`` of the class's ``num_clients`` hold some model without a server. ``assignment`` is one of
+    those that have the class's model, and ``model`` says in words how it differs from the whole; both are
+    empty where fewer than half of the clients hold any. ``accuracy`` and ``loss`` are on the rows of the
+    run's own evaluations; null without a model or without such rows.
+    """
+
+    device_class: str
+    num_clients: int
+    num_holding: int
+    assignment: str
+    model: str
+    accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRecord:
+    """One device as it declares itself, of ``num_devices`` of the fleet, and which kinds of work fit it.
+
+    ``flops_per_s`` is that of the menu's first dtype. ``fits_whole`` tells whether some offer that trains the
+    whole model fits, ``fits_part`` one of a part of it alone (fewer blocks, narrower, few bits), ``fits_cut``
+    one under a cut.
+    """
+
+    num_devices: int
+    client_id: int
+    device_class: str
+    memory_bytes: int
+    flops_per_s: float
+    up_bps: float
+    down_bps: float
+    fits_whole: bool
+    fits_part: bool
+    fits_cut: bool
 
 
 def summed(
@@ -183,10 +228,10 @@ def summed(
     )
 
 
-_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-Record = ClientRecord | RoundRecord | EvaluationRecord
+Record = ClientRecord | RoundRecord | EvaluationRecord | ClassRecord | DeviceRecord
 
 
 def table(records: Sequence[Record], kind: type[Record]) -> pa.Table:

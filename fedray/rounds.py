@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -91,6 +91,7 @@ class Trained:
         boundary: bytes that crossed the cut up and down, and messages, by client that had one.
         vanished: clients that did not answer in time.
         disagreement: of the updates; see `fedray.aggregation.disagreement`.
+        plain: the state that the updates would have made as they were before coding, where that is asked.
     """
 
     state: GlobalState
@@ -101,6 +102,7 @@ class Trained:
     boundary: Mapping[int, tuple[int, int, int]]
     vanished: frozenset[int]
     disagreement: float | None = None
+    plain: GlobalState | None = None
 
     @property
     def client_states(self) -> dict[int, ClientState]:
@@ -206,7 +208,13 @@ def job_for(scene: Scene, alone: Cohort, assignment: Assignment, start: Start, k
         update_factor=1.0 if scene.poisoning is None else scene.poisoning.factor_of(int(alone.client_ids[0])),
         privacy=scene.privacy if scene.privacy is not None and scene.privacy.where == "local" else None,
         cut_noise=cut_noise_of(scene.config) if assignment.split else None,
+        keeps_plain=_keeps_plain(scene, alone.round, assignment),
     )
+
+
+def _keeps_plain(scene: Scene, round_number: int, assignment: Assignment) -> bool:
+    """Whether what a codec costs is asked, and there is one."""
+    return scene.config.audit.codecs and scene.evaluates(round_number) and assignment.up_codec != "none"
 
 
 def work_key(job: Job) -> str:
@@ -279,7 +287,7 @@ def cut_short(scene: Scene, progress: Progress, asked: Asked) -> Asked:
 
 def close(scene: Scene, progress: Progress, asked: Asked, pace: Pace | None = None) -> ClosedRound:
     """The round on the virtual clock: who arrives, is late, dropped or out of memory; at the run's pace."""
-    return close_on_clock(scene, progress.holdings, outing_of(progress, asked), pace)
+    return close_on_clock(scene, progress.holdings, progress.charges, outing_of(progress, asked), pace)
 
 
 def counted(asked: Asked, closed: ClosedRound) -> list[Job]:
@@ -303,6 +311,8 @@ def train(
         TrainingError: every client failed.
     """
     accumulator = with_masking(scene.rule, jobs[0].masking if jobs else None).start(state)
+    plain = scene.rule.start(state) if any(job.keeps_plain for job in jobs) else None
+    put = add or partial(_put, scene)
     updates: dict[int, Update] = {}
     up_bytes: dict[int, int] = {}
     attempts: dict[int, int] = {}
@@ -312,7 +322,7 @@ def train(
     for job, update, tries, crossed in _trained(scene, state, jobs, runtime):
         attempts[job.client_id] = tries
         # The delta is not kept: what a round holds grows with its clients only by what they keep.
-        updates[job.client_id] = replace(update, delta=None, coded=None)
+        updates[job.client_id] = replace(update, delta=None, coded=None, plain=None)
         if crossed is not None:
             boundary[job.client_id] = crossed
         if update.delta is not None:
@@ -320,10 +330,9 @@ def train(
             variate.add(job, update.delta, weight_of(scene, job))
             if scene.rule.keeps_rank_indices and not update.delta.places:
                 unlike.add(update.delta.tensors(), weight_of(scene, job))
-            if add is None:
-                accumulator.add(update.delta, base_of(scene.anatomy, job), weight_of(scene, job))
-            else:
-                add(accumulator, job, update.delta)
+            put(accumulator, job, update.delta)
+            if plain is not None:
+                put(plain, job, update.plain or update.delta)
     if updates and not up_bytes:
         first, rate = next(iter(updates.values())), scene.config.training.learning_rate
         raise TrainingError(
@@ -342,7 +351,13 @@ def train(
         boundary=boundary,
         vanished=frozenset(job.client_id for job in jobs) - updates.keys(),
         disagreement=unlike.value,
+        plain=None if plain is None else plain.finish(),
     )
+
+
+def _put(scene: Scene, total: Accumulator, job: Job, delta: Adapter) -> None:
+    """An update with the weight of its client."""
+    total.add(delta, base_of(scene.anatomy, job), weight_of(scene, job))
 
 
 def _trained(

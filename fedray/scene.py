@@ -3,8 +3,9 @@
 No weight is loaded here, so a plan is cheap; `furnish` brings the weights for a run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import datasets
@@ -19,6 +20,8 @@ from fedray.aggregation.joining import refuse_to_join
 from fedray.aggregation.rule import Aggregation
 from fedray.agreed import agreed_interval, agreed_local_rules, agreed_pace
 from fedray.assignment import Assignment, Attention, Dtype
+from fedray.battery import Batteries
+from fedray.charging import batteries_of
 from fedray.clock import draw_online
 from fedray.config.sections import Config
 from fedray.cost import Footprint, Ints, WorkShape
@@ -30,11 +33,12 @@ from fedray.mechanism import Mechanism
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone, load_backbone, load_config, load_pieces, load_processor
 from fedray.offered import menu_of, refuse_attacks, refuse_heads, server_of, targets_of
-from fedray.parts import held_pieces, refuse_another_models
+from fedray.parts import held_pieces, refuse_another_models, refuse_unordered
 from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
 from fedray.presence import Presence, presence_of
 from fedray.privacy import mechanism_of, refuse_beside_masks
+from fedray.salience import unit_order_of
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
 from fedray.training.data import FILLER, TOKEN_MULTIPLE, Encoded, bucket, encode, longest_row
@@ -49,6 +53,7 @@ from fedray.training.task import Batch, Task, load_task
 from fedray.training.variates import refuse_variates
 from fedray.training.workshop import Blueprint, Stock, arrays_of
 from fedray.virtual_server import VirtualServer
+from fedray.width import UnitOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,7 @@ class Scene:
         num_tokens: real ones of all its rows, [clients].
         server: above the clients' cuts; None where none is asked for.
         presence: who is online when.
+        batteries: of the clients, and who charges when; None where all are on mains.
         actual: what the clients' devices really are.
         privacy: what is done to every update; None where none is asked for.
         masked_bytes: of a masked update, the same from everybody; None without secure aggregation.
@@ -96,6 +102,7 @@ class Scene:
     tracer: FootprintTracer
     server: VirtualServer | None
     presence: Presence
+    batteries: Batteries | None
     actual: Actual
     privacy: Mechanism | None
     masked_bytes: int | None
@@ -115,6 +122,7 @@ class Scene:
     def footprint(self, assignment: Assignment, shape: WorkShape) -> Footprint:
         """What one step costs; traced once. Raises PolicyError for an assignment of another model."""
         refuse_another_models(self.anatomy.num_blocks, self.anatomies, assignment)
+        refuse_unordered(self.config, assignment)
         traced = self.tracer(assignment, shape)
         return traced if self.masked_bytes is None else replace(traced, up_bytes=self.masked_bytes)
 
@@ -139,6 +147,11 @@ class Scene:
     def meta_batch(self, rows: int, tokens: int) -> Batch:
         """A batch of these shapes on the meta device."""
         return _meta_batch(self.encoded, rows, tokens)
+
+    def evaluates(self, round_number: int) -> bool:
+        """Whether the state is evaluated after a round; after the last it always is."""
+        rounds = self.config.rounds
+        return round_number % rounds.eval_rounds == 0 or round_number == rounds.num_rounds
 
     def averages(self, round_number: int) -> bool:
         """Whether what lies below the cuts is averaged after a round; after the last it always is."""
@@ -214,8 +227,10 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     aggregation = choose_rule(config, chosen.aggregation, privacy)
     refuse_to_join(pace, aggregation.rule)
     model_config = load_config(config.model.name)
+    unit_order = _unit_order(config, task, cache_dir)
     anatomies = {
-        dtype: dissect(empty_backbone(model_config, task.head, dtype)) for dtype in config.menu.dtypes
+        dtype: replace(dissect(empty_backbone(model_config, task.head, dtype)), unit_order=unit_order)
+        for dtype in config.menu.dtypes
     }
     processor = load_processor(config.model.name)
     anatomy = next(iter(anatomies.values()))
@@ -272,6 +287,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
         server=server_of(config, anatomies),
         presence=presence_of(config, fleet, partitions.num_clients),
+        batteries=batteries_of(config, fleet, partitions.num_clients),
         actual=actual_of(config, partitions.num_clients),
         privacy=privacy,
         poisoning=poisoning,
@@ -281,10 +297,18 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     )
 
 
+def _unit_order(config: Config, task: Task, cache_dir: Path | None) -> Callable[[], UnitOrder] | None:
+    """Measures the order of the model's units when it is first asked for, which a plan never does."""
+    if config.menu.width_window != "salient":
+        return None
+    return cache(partial(unit_order_of, config.model.name, task.head, cache_dir))
+
+
 def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedModel]:
     """The weights, and what every process needs to train with them. Raises ModelError."""
     config = scene.config
     models = {dtype: _loaded(scene, dtype) for dtype in scene.anatomies}
+    unit_order = scene.anatomy.unit_order
     blueprint = Blueprint(
         config=scene.model_config,
         targets=targets_of(config, scene.anatomy),
@@ -294,6 +318,7 @@ def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedMode
         tokens_per_wave=config.packs.tokens_per_wave,
         threads=config.packs.threads_per_pack,
         device=device,
+        unit_order=None if unit_order is None else unit_order(),
     )
     stock = Stock(
         weights={dtype: arrays_of(model) for dtype, model in models.items()},

@@ -130,7 +130,8 @@ def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> 
 
     Clients of one work shape share a footprint, so the callable is asked once for each entry and shape.
     An offer fits if its peak with `fedray.cost.MARGIN` stays within memory_bytes, the frozen parts it
-    needs within storage_bytes, and what it takes of the server within the room beside the server's blocks.
+    needs within storage_bytes, its joules within what the battery may spare, and what it takes of the server
+    within the room beside the server's blocks.
     """
     sheet = price_sheet(menu, cohort, pricing.footprint_of, pricing.server)
     # What must be held, and how much is trained, is the same for every work shape.
@@ -153,6 +154,8 @@ def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> 
     )
     in_memory = sheet.peak_bytes * MARGIN <= cohort.device.memory_bytes
     in_storage = held <= cohort.device.storage_bytes
+    if cohort.spare_joules is not None:
+        in_storage = in_storage & (prices.joules <= cohort.spare_joules)
     return Offers(
         menu=tuple(menu),
         fits=in_memory & in_storage & (sheet.server_bytes <= room_bytes),

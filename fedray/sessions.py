@@ -4,7 +4,7 @@ Moments are kept to 1/1024 s, a binary fraction, so that sums over many days sta
 at the very moment that `Sessions.next_online` gives.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,17 @@ class Sessions:
         starts: of all rows' intervals, row after row, [intervals]; ``ends`` likewise.
         offsets: where each row's intervals begin, [rows + 1].
         period_seconds: after which a row's intervals come again, [rows].
+        before: seconds of all intervals before each, and of all, [intervals + 1].
     """
 
     starts: Floats
     ends: Floats
     offsets: Ints
     period_seconds: Floats
+    before: Floats = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "before", np.concatenate([[0.0], np.cumsum(self.ends - self.starts)]))
 
     @staticmethod
     def of(rows: Ints, starts: Floats, ends: Floats, period_seconds: Floats) -> "Sessions":
@@ -78,15 +83,15 @@ class Sessions:
         found: Floats = total / self.period_seconds
         return found
 
-    def is_online(self, rows: Ints, at_seconds: float) -> Bools:
-        """Which of these rows are online at a moment, [asked]."""
+    def is_online(self, rows: Ints, at_seconds: float | Floats) -> Bools:
+        """Which of these rows are online at a moment, or each at its own, [asked]."""
         return self._last_started(rows, at_seconds)[1]
 
-    def online_until(self, rows: Ints, at_seconds: float) -> Floats:
+    def online_until(self, rows: Ints, at_seconds: float | Floats) -> Floats:
         """When the session that goes on ends, [asked]: infinity for never, the moment itself if offline."""
         last, online = self._last_started(rows, at_seconds)
         if not len(self.starts):
-            return np.full(len(rows), float(at_seconds))
+            return np.broadcast_to(np.asarray(at_seconds, np.float64), len(rows)).copy()
         period, first = self.period_seconds[rows], self._at(self.offsets[rows])
         begun = at_seconds - np.mod(at_seconds, period)
         end = self.ends[self._at(last)]
@@ -95,7 +100,7 @@ class Sessions:
         end = np.where(whole, np.inf, end + np.where(through, self.ends[first], 0.0))
         return np.where(online, begun + end, at_seconds)
 
-    def next_online(self, rows: Ints, at_seconds: float) -> Floats:
+    def next_online(self, rows: Ints, at_seconds: float | Floats) -> Floats:
         """The first moment from ``at_seconds`` on at which each is online, [asked]; infinity for never."""
         last, online = self._last_started(rows, at_seconds)
         if not len(self.starts):
@@ -108,7 +113,23 @@ class Sessions:
         found = np.where(following < beyond, today, tomorrow)
         return np.where(online, at_seconds, np.where(first == beyond, np.inf, found))
 
-    def _last_started(self, rows: Ints, at_seconds: float) -> tuple[Ints, Bools]:
+    def seconds_until(self, rows: Ints, at_seconds: float | Floats) -> Floats:
+        """How long each has been online from moment 0 to a moment of its own, [asked]."""
+        last, _ = self._last_started(rows, at_seconds)
+        period, first = self.period_seconds[rows], self.offsets[rows]
+        whole, time = np.divmod(at_seconds, period)
+        before = self.before
+        each: Floats = before[self.offsets[rows + 1]] - before[first]
+        if not len(self.starts):
+            return each
+        # Of the last session that had started as much as has passed; of those before it all.
+        begun = last >= first
+        done = np.where(begun, before[self._at(last)] - before[first], 0.0)
+        running = np.minimum(time, self.ends[self._at(last)]) - self.starts[self._at(last)]
+        found: Floats = whole * each + done + np.where(begun, running, 0.0)
+        return found
+
+    def _last_started(self, rows: Ints, at_seconds: float | Floats) -> tuple[Ints, Bools]:
         """The last interval of each row that had started at the moment, one before its first if none had."""
         time = np.mod(at_seconds, self.period_seconds[rows])
         last = last_started(self.starts, self.offsets, rows, time)
@@ -142,7 +163,9 @@ def last_started(starts: Floats, offsets: Ints, rows: Ints, times: Floats) -> In
     return last
 
 
-def diurnal(share: Floats, seed: int, *, peak_hour: float, spread_hours: float) -> Sessions:
+def diurnal(
+    share: Floats, seed: int, *, peak_hour: float, spread_hours: float, what: str = "diurnal"
+) -> Sessions:
     """One session a day for every client, as long as the share of time that it declares.
 
     Its middle is the peak's hour plus a normal of the spread, drawn once for each client: its habits and
@@ -154,11 +177,12 @@ def diurnal(share: Floats, seed: int, *, peak_hour: float, spread_hours: float) 
         seed: of the run.
         peak_hour: of the day, 0 to 24, counted from the run's start.
         spread_hours: standard deviation of the middles.
+        what: rhythms of another name are drawn for themselves.
     """
     ids = np.arange(len(share))
     length = share * DAY_SECONDS
     # Box and Muller: two uniforms a client to one normal.
-    one, two = uniforms(derive_seed(seed, "diurnal"), ids, 2).T
+    one, two = uniforms(derive_seed(seed, what), ids, 2).T
     normal = np.sqrt(-2 * np.log1p(-one)) * np.cos(2 * np.pi * two)
     start = _exact(np.mod((peak_hour + spread_hours * normal) * 3600 - length / 2, DAY_SECONDS))
     end = np.minimum(start + _exact(length), start + DAY_SECONDS)

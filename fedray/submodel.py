@@ -55,7 +55,8 @@ def export(run: Path, client: int, out: Path) -> Exported:
     config = load_config(run / "config.yaml")
     scene = set_scene(config, CACHE_DIR)
     adapter = _share(scene, assignment, progress.state)
-    anatomy = dissect(load_backbone(config.model.name, scene.task.head, assignment.dtype)[0])
+    whole = dissect(load_backbone(config.model.name, scene.task.head, assignment.dtype)[0])
+    anatomy = replace(whole, unit_order=scene.anatomy.unit_order)
     model = submodel(
         anatomy,
         adapter,

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedray.units import show_seconds
@@ -63,6 +64,11 @@ def _shown(line: Callable[..., str]) -> Iterator[tuple[Callable[..., None], "Wat
             )
 
         yield show, watch
+
+
+def left_line(out: Path, report: Path | None) -> str:
+    """Where to look when a run is over."""
+    return f"Report: {report}" if report else f"Records: {out} (fedray report {out} draws a page)"
 
 
 def trial_line(done: int, total: int, trial: "Trial", run: "Run") -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 from fedray.clock import ClosedRound
-from fedray.closing import short_of_memory
+from fedray.closing import charge_at_start, short_of_charge, short_of_memory
 from fedray.holdings import Holdings
 from fedray.observable import statistics_to_json
 from fedray.progress import Progress
@@ -69,7 +69,8 @@ def told_by_the_clock(
                 predicted_boundary_down_bytes=int(terms.boundary_down_bytes[at]),
                 loss=None,
                 attempts=0,
-                message=_why_out_of_memory(asked, i, closed.outcomes[i], measured.get(client)),
+                message=_why_out_of_memory(asked, i, closed.outcomes[i], measured.get(client))
+                or short_of_charge(closed, i),
                 predicted_seconds=float(terms.virtual_seconds[at]),
                 start_seconds=asked.begins,
                 attack=_attack(scene, client),
@@ -79,6 +80,7 @@ def told_by_the_clock(
                 send_seconds=float(closed.send_seconds[i]),
                 held_blocks=held_blocks,
                 held_share=held_share,
+                charge_joules=charge_at_start(asked.cohort, i),
             )
         )
     return rows

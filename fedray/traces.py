@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from fedray.errors import ConfigError
+from fedray.seeds import generator
 from fedray.sessions import Sessions
 
 _NAMES = {
@@ -30,7 +32,9 @@ _FLASH_ZERO = datetime(2020, 1, 2)
 _FLASH_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
-def load_sessions(path: Path, *, kind: str | None = None, period_seconds: float | None = None) -> Sessions:
+def load_sessions(
+    path: Path, *, kind: str | None = None, period_seconds: float | None = None, charging: bool = False
+) -> Sessions:
     """The sessions of a trace, a row for each of its clients, in the order of their ids or of the file.
 
     Parquet and CSV have a row for each interval: client (whole numbers), start_s and end_s, and a column of
@@ -43,13 +47,14 @@ def load_sessions(path: Path, *, kind: str | None = None, period_seconds: float 
       one to the moment of the other at its place;
     * ``{"ready_time": [[start, end], ...], "trace_start": ..., "trace_end": ...}``, FLASH's cached timers;
     * ``{"messages": ...}``, FLASH's logs of phones, a moment and what happened in a line, with a tab between:
-      online, as in its code, while locked, charging and on Wi-Fi.
+      online, as in its code, while locked, charging and on Wi-Fi; or with ``charging`` while charging.
 
     Args:
         path: of the file.
         kind: of a table's intervals; the others are left out.
         period_seconds: after which all rows start again; if absent each row's own where the file says one,
             or else the latest end in whole hours.
+        charging: intervals are of devices that charge; of FLASH's logs those are then read.
 
     Raises:
         ConfigError: no such file, another form, or an interval that is none.
@@ -62,7 +67,7 @@ def load_sessions(path: Path, *, kind: str | None = None, period_seconds: float 
         case ".json":
             if kind is not None:
                 raise ConfigError(f"A kind ({kind!r}) chooses a table's rows; {path.name} is JSON, drop it.")
-            found = _of_json(path)
+            found = _of_json(path, charging=charging)
         case ".pkl" | ".pickle" | "":
             raise ConfigError(
                 f"{path} looks like a pickle, which runs code when it is loaded, so fedray loads none; where "
@@ -71,6 +76,13 @@ def load_sessions(path: Path, *, kind: str | None = None, period_seconds: float 
         case _:
             raise ConfigError(f"An availability trace is .parquet, .csv or .json; found {path.name!r}.")
     return found.sessions(path, period_seconds)
+
+
+def rows_of_trace(seed: int, num_rows: int, everybody: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of a trace's rows each client takes, [clients]; traces of one length are taken alike."""
+    order = generator(seed, "availability").permutation(num_rows)
+    rows: NDArray[np.int64] = order[everybody % num_rows]
+    return rows
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,7 +177,7 @@ def _column(table: pa.Table, names: tuple[str, ...], path: Path) -> Any:
         ) from error
 
 
-def _of_json(path: Path) -> _Intervals:
+def _of_json(path: Path, *, charging: bool) -> _Intervals:
     try:
         clients = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -175,7 +187,7 @@ def _of_json(path: Path) -> _Intervals:
     found = _Intervals()
     for client, entry in clients.items():
         try:
-            _add(found, entry, path)
+            _add(found, entry, path, charging=charging)
         except (TypeError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"The trace {path}: client {client!r} has none of the known forms ({error}); give [[start, "
@@ -184,7 +196,7 @@ def _of_json(path: Path) -> _Intervals:
     return found
 
 
-def _add(found: _Intervals, entry: Any, path: Path) -> None:
+def _add(found: _Intervals, entry: Any, path: Path, *, charging: bool) -> None:
     match entry:
         case list():
             found.add((float(start), float(end)) for start, end in entry)
@@ -195,7 +207,7 @@ def _add(found: _Intervals, entry: Any, path: Path) -> None:
             spans = ((float(a) - start, float(b) - start) for a, b in ready)
             found.add(spans, float(last) - start if last else np.nan)
         case {"messages": str() as messages}:
-            found.add(*_flash_messages(messages))
+            found.add(*_flash_messages(messages, charging=charging))
         case _:
             raise ValueError(f"found {type(entry).__name__}")
 
@@ -231,15 +243,15 @@ def _moment(text: str) -> float:
     return (datetime.strptime(text.strip(), _FLASH_FORMAT) - _FLASH_ZERO).total_seconds()
 
 
-def _flash_messages(messages: str) -> tuple[Iterator[tuple[float, float]], float]:
-    """Intervals and length of one phone's log, from its first line on."""
+def _flash_messages(messages: str, *, charging: bool) -> tuple[Iterator[tuple[float, float]], float]:
+    """Intervals and length of one phone's log, from its first line on; of charging alone if asked."""
     phone = {"charging": False, "wifi": False, "locked": False}
     lines = [line.split("\t") for line in messages.splitlines() if line.strip()]
     first, last = _moment(lines[0][0]), _moment(lines[-1][0])
     spans, since = [], None
     for when, state in lines:
         _set_phone(phone, state.strip().lower())
-        ready = all(phone.values())
+        ready = phone["charging"] if charging else all(phone.values())
         if ready and since is None:
             since = _moment(when) - first
         elif not ready and since is not None:

@@ -1,6 +1,7 @@
 """Which part of every block a narrower model keeps: how many units of an axis, and which of them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never, get_args
 
@@ -11,10 +12,12 @@ from fedray.errors import ConfigError
 from fedray.seeds import generator
 
 Axis = Literal["hidden", "heads", "head_dim", "ffn"]
-Window = Literal["prefix", "rolling", "random"]
+Window = Literal["prefix", "rolling", "random", "salient"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 WINDOWS: tuple[Window, ...] = get_args(Window)
 Indices = NDArray[np.int64]
+UnitOrder = Mapping[tuple[Axis, int], Indices]
+"""Of an axis in a block (-1: hidden units, which all blocks share) all its units, the most salient first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,8 @@ class Width:
             ``"hidden"`` the hidden states themselves, with embeddings, norms and the head's input.
         window: ``"prefix"`` the leading units; ``"rolling"`` the prefix moved down by ``turn`` units, around
             the end (FedRolex, 2212.01548, with the round as turn); ``"random"`` drawn from ``turn`` as a
-            seed, for each block and axis apart.
+            seed, for each block and axis apart; ``"salient"`` those with the largest pretrained weights, for
+            each block and axis apart (RaFFM, 2310.00247, -style).
         turn: of a window that moves.
 
     Raises:
@@ -49,18 +53,27 @@ class Width:
             )
         if self.window not in WINDOWS:
             raise ConfigError(f"A width's window is one of {', '.join(WINDOWS)}, found {self.window!r}.")
-        if self.turn < 0 or (self.turn and self.window == "prefix"):
-            raise ConfigError(
-                f"A width's turn is 0 or more, and 0 for a prefix, which does not move; found {self.turn}."
-            )
+        if self.turn < 0 or (self.turn and self.window in ("prefix", "salient")):
+            still = "salient units, which do" if self.window == "salient" else "a prefix, which does"
+            raise ConfigError(f"A width's turn is 0 or more, and 0 for {still} not move; found {self.turn}.")
 
     def kept(self, axis: Axis, size: int) -> int:
         """How many of an axis' units are kept."""
         # 0.2 * 5 is a little above 1 in floating point.
         return math.ceil(round(self.share * size, 9)) if axis in self.axes else size
 
-    def indices(self, axis: Axis, size: int, block: int) -> Indices:
-        """Which of an axis' units are kept, ascending; -1 is the block of what belongs to none."""
+    def indices(self, axis: Axis, size: int, block: int, order: UnitOrder | None = None) -> Indices:
+        """Which of an axis' units are kept, ascending; -1 is the block of what belongs to none.
+
+        Args:
+            axis: whose units.
+            size: how many there are.
+            block: that they belong to.
+            order: by salience, as a salient window needs it.
+
+        Raises:
+            ConfigError: for a salient window without an order.
+        """
         count, every = self.kept(axis, size), np.arange(size)
         if count == size:
             return every
@@ -71,6 +84,13 @@ class Width:
                 return np.sort((every[:count] - self.turn) % size)
             case "random":
                 return np.sort(generator(self.turn, f"width {axis}", block + 1).permutation(size)[:count])
+            case "salient":
+                if order is None:
+                    raise ConfigError(
+                        f"A width {self} keeps the most salient units, and no order of them was measured; "
+                        "set menu.width_window: salient, or take another window."
+                    )
+                return np.sort(order[axis, block][:count])
             case _:
                 assert_never(self.window)
 
@@ -80,7 +100,8 @@ class Width:
 
     def __str__(self) -> str:
         """Such as ``0.5 of heads and ffn``."""
-        where = "" if self.window == "prefix" else f", {self.window} at {self.turn}"
+        moves = {"prefix": "", "salient": ", salient"}
+        where = moves.get(self.window, f", {self.window} at {self.turn}")
         return f"{self.share:g} of {' and '.join(self.axes)}{where}"
 
 

@@ -40,6 +40,12 @@ class FedRolex:
                 "fedrolex trains all weights of narrower models, and the menu has none; give menu.tunings: "
                 "[full], depths: [all] and menu.widths, such as [1, 0.5, 0.25]."
             )
+        still = [entry.width for entry in whole if entry.width and entry.width.window != "prefix"]
+        if still:
+            raise PolicyError(
+                f"fedrolex moves its parts itself, and the menu has a width {still[0]}; drop "
+                "menu.width_window, or choose raffm_style."
+            )
         return tuple(_moved(entry, view.round) for entry in whole)
 
     def assign(self, cohort: Cohort, offers: Offers, state: State) -> tuple[Ints, State]:

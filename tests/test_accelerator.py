@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "8 bits": {"weight_bits": 8},
     "4 bits": {"weight_bits": 4},
     "pruned weights": {"sparsity": 0.5},
+    "8-bit activations": {"int8_activations": DEEP},
     "exits": {"exits": (2,)},
     "forward only": {"perturbations": 2},
     "full": {"adapter": weights_on_top(DEEP, DEEP, "all", stem=True)},
@@ -48,6 +49,10 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 NEEDS_BIASES = ("BitFit",)
+# Differences of losses are the gradient where there is no way back, and magnify what is rounded. What is kept
+# in 8 bits is rounded by the rows of its memory, which a pretended accelerator and other kernels lay out
+# otherwise.
+WIDER = {"forward only": 5e-3, "8-bit activations": 5e-2}
 
 
 def on(families: Sequence[str], *, pretended: Sequence[str]) -> pytest.MarkDecorator:
@@ -114,8 +119,7 @@ def test_every_kind_of_work_on_an_accelerator_ends_where_it_ends_on_the_cpu(
     (cpu,) = train_pack(here, [work], recompute=True)
     with accelerator(device) as name:
         (other,) = train_pack(real(case, device=name)[0], [work], recompute=True)
-    # Differences of losses are the gradient where there is no way back, and magnify what is rounded.
-    assert gap(other, cpu) < (5e-3 if kind == "forward only" else 1e-3)
+    assert gap(other, cpu) < WIDER.get(kind, 1e-3)
 
 
 @on(FAMILIES, pretended=["llama", "bert"])

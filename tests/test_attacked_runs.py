@@ -76,7 +76,7 @@ def test_a_backdoor_is_measured_in_records_and_report_and_policies_are_not_shown
     # Of the tiny run's 40 test rows in four classes those of the three others.
     assert 25 <= split[-1]["num_rows"] <= 35
     assert {row["attack"] for row in records(out, "clients")} == {"", "backdoor"}
-    text = Page((out / "report.html").read_text()).text
+    text = Page(fedray.write_report(out).read_text()).text
     assert "50 % of the clients are attackers (backdoor)" in text
     assert "had the trigger" in text
 

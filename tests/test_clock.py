@@ -45,7 +45,7 @@ def trips_of(compute_seconds, *, client_ids=None, fits=None):
 
 
 def take(trips, order):
-    others = {"device", "riders", "server", "shared_link"}
+    others = {"device", "riders", "server", "shared_link", "drain"}
     arrays = {name: getattr(trips, name)[order] for name in set(Trips.__slots__) - others}
     riders = None if trips.riders is None else trips.riders.take(order)
     link = trips.shared_link

@@ -11,6 +11,7 @@ from fedray.config import load_config
 from fedray.cost import WorkShape
 from fedray.engine import play_round, run
 from fedray.errors import ConfigError
+from fedray.report.coverage import lost_by_codec
 from tiny_run import assert_same_adapter, assert_same_tensors, begun, merged, opened, played, save_fleet
 
 
@@ -77,3 +78,27 @@ def test_codecs_that_a_run_cannot_have_are_refused_before_it_starts(tiny, rule, 
     with pytest.raises(ConfigError, match=sentence):
         run(load_config(merged(tiny, {"aggregation": rule, "menu": menu})), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_codecs_cost_is_measured_beside_a_run_and_changes_nothing_of_it(tiny, tmp_path):
+    fleet = save_fleet(tmp_path / "rich.csv", [4096] * 8)
+    same = {
+        "fleet": fleet,
+        "rounds": {"num_rounds": 2, "clients_per_round": 4},
+        "menu": {"ranks": [4], "depths": ["all"]},
+    }
+    coded = {**same, "menu": {**same["menu"], "up_codecs": ["int4"]}}
+    plain, alone, audited = (
+        played(merged(tiny, {**changes, "audit": {"distinct": False, **audit}}))
+        for changes, audit in ((same, {}), (coded, {}), (coded, {"codecs": True}))
+    )
+    # The first round starts from the same state: its updates uncoded make what a run without codecs makes.
+    assert audited.rounds[0].plain_loss == plain.rounds[0].loss
+    assert audited.rounds[0].plain_accuracy == plain.rounds[0].accuracy
+    assert audited.rounds[0].plain_loss != audited.rounds[0].loss
+    assert [(r.loss, r.up_bytes) for r in audited.rounds] == [(r.loss, r.up_bytes) for r in alone.rounds]
+    assert {r.plain_loss for r in alone.rounds} == {None}
+    assert audited.rounds[1].plain_loss not in (None, plain.rounds[1].loss)
+    page = lost_by_codec(audited.rounds, audited.clients)
+    assert "Accuracy lost to codecs in round 2 alone" in page
+    assert "audit.codecs: true measures round by round" in lost_by_codec(alone.rounds, alone.clients)

@@ -43,7 +43,7 @@ NO_EFFECT = [
     ({"attacks": {"search_steps": 9}}, "attacks.search_steps"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
     ({"menu": {"ranks": [], "tunings": ["full"], "weight_bits": [8]}}, "menu.weight_bits"),
-    ({"menu": {"ranks": [], "tunings": ["full"], "width_axes": ["heads"]}}, "menu.width_axes"),
+    ({"menu": {"ranks": [], "tunings": ["full"], "width_window": "salient"}}, "menu.width_window"),
     ({"menu": {"tails": [1]}}, "menu.tails"),
     ({"menu": {"cuts": [1]}, "server": {"interconnect_bps": 1e9}}, "server.interconnect_bps"),
     ({"menu": {"cuts": [1]}, "server": {"order": "queue", "min_riders": 2}}, "server.min_riders"),
@@ -64,6 +64,7 @@ NO_EFFECT = [
         {"privacy": {"where": "local", "clip_norm": 1.0, "noise_multiplier": 0.0, "delta": 1e-6}},
         "privacy.delta",
     ),
+    ({"audit": {"codecs": True}}, "audit.codecs"),
     ({"secure_aggregation": {"fraction_bits": 20}}, "secure_aggregation.fraction_bits"),
 ]
 
@@ -136,6 +137,10 @@ SCAFFOLDED = [
         ({"pace": {"goal": 9}}, "pace.goal waits for 9 updates, and rounds.clients_per_round asks 8 clients"),
         ({"menu": {"ranks": [], "head_only": True, "recompute": [True]}}, "menu.recompute has nothing to"),
         (
+            {"menu": {"cuts": [1], "int8_activations": [2]}},
+            "menu.int8_activations = [2] leaves nothing",
+        ),
+        (
             {"menu": {"cuts": [1]}, "server_link": {"up_bps": 1e9}},
             "server_link is shared by what clients start from and send at last, and under menu.cuts",
         ),
@@ -174,6 +179,18 @@ SCAFFOLDED = [
         (
             {"attacks": {"updates": True}, "menu": {"tunings": ["full"], "ranks": [], "widths": [0.5]}},
             "attacks.updates looks into what whole blocks read, and menu.widths = [0.5] has clients train",
+        ),
+        (
+            {"audit": {"codecs": True}, "menu": {"up_codecs": ["int8"], "cuts": [1]}},
+            "audit.codecs sums a round's updates once more as they were, and under menu.cuts",
+        ),
+        (
+            {
+                "audit": {"codecs": True},
+                "menu": {"up_codecs": ["int8"]},
+                "pace": {"late": "join", "goal": 2},
+            },
+            "audit.codecs sums a round's updates once more as they were, and under pace.late: join",
         ),
         (
             {"secure_aggregation": {"masks": "pairwise"}, "menu": {"cuts": [1]}},

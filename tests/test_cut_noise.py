@@ -128,7 +128,7 @@ def test_policies_see_less_leakage_behind_noise(cut):
 
 def test_the_report_says_what_is_done_at_cuts(cut, tmp_path):
     noisy = merged(cut, {"privacy": {"cut_clip_norm": 4.0, "cut_noise_multiplier": 0.5}})
-    text = Page(fedray.run(noisy, out=tmp_path / "run").report.read_text()).text
+    text = Page(fedray.write_report(fedray.run(noisy, out=tmp_path / "run").out).read_text()).text
     assert "cut to a norm of 4, and noise of 0.5 times that lies on every entry" in text
     assert "Of the privacy of one row of a client, replaced by another, epsilon" in text
 

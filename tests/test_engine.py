@@ -79,8 +79,10 @@ def command(home, *arguments):
 
 
 def test_a_run_leaves_what_the_house_says_and_says_the_same_twice(tiny, tmp_path):
-    first = left(tiny, tmp_path / "one")
-    left(tiny, tmp_path / "two")
+    with_page = {**tiny, "report": True}
+    first = left(with_page, tmp_path / "one")
+    left(with_page, tmp_path / "two")
+    assert first.report == tmp_path / "one" / "report.html"
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
         "adapter", "checkpoint", "clients.parquet", "config.yaml", "environment.json",
@@ -191,7 +193,17 @@ def test_clients_that_leave_are_dropped_and_their_work_is_not_counted(tiny, tmp_
     ]
 
 
-RULES = ["hetlora", "flexlora", "flexlora_delta", "flora", "fedit", "rbla", "ffa_lora", "fedex_lora"]
+RULES = [
+    "hetlora",
+    "flexlora",
+    "flexlora_delta",
+    "raflora",
+    "flora",
+    "fedit",
+    "rbla",
+    "ffa_lora",
+    "fedex_lora",
+]
 
 
 @pytest.mark.parametrize("rule", RULES)

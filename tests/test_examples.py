@@ -1,6 +1,7 @@
 """What the examples and the README show is true: they load, run, and are what the README prints."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -175,21 +176,19 @@ def test_a_task_of_fifteen_lines_is_loaded_by_path_and_packs(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_local_runtime_needs_no_ray(repository: Path, tmp_path: Path) -> None:
+def test_the_local_runtime_needs_no_ray(tiny: dict[str, Any], home: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
         "import fedray\n"
-        f"config, out = {str(repository / 'examples' / 'quickstart.yaml')!r}, {str(tmp_path / 'out')!r}\n"
-        "r = fedray.run(config, out=out, overrides=["
-        "'runtime=local', 'rounds.num_rounds=1', 'data.num_clients=8', 'rounds.clients_per_round=2', "
-        "'data.max_length=16', 'data.max_rows=300', 'training.max_steps=1'])\n"
+        f"r = fedray.run({tiny!r}, out={str(tmp_path / 'out')!r}, overrides=['rounds.num_rounds=1'])\n"
         "print(len(r.clients))"
     )
+    environment = {**os.environ, "HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "2"
+    assert done.stdout.split()[-1] == "5"
 
 
 @pytest.mark.slow

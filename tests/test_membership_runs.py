@@ -56,7 +56,7 @@ def test_it_changes_nothing_else_and_is_the_same_every_time(tiny, left):
 
 def test_report_and_comparison_tell_it(left):
     _, result = left
-    text = Page(result.report.read_text()).text
+    text = Page(fedray.write_report(result.out).read_text()).text
     assert f"the area under the curve is {result.rounds[-1].membership_auc:.3f} (0.5 is guessing)" in text
     run = read_run(result.out)
     trajectory = trajectory_of(run)

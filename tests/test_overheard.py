@@ -126,7 +126,7 @@ def test_a_causal_lms_words_are_found_in_overlapping_rounds_too(attacked, tmp_pa
 
 
 def test_report_and_comparison_tell_it(left):
-    text = Page(left.report.read_text()).text
+    text = Page(fedray.write_report(left.out).read_text()).text
     last = left.rounds[-1]
     assert f"Inverting updates finds {100 * last.words_found:.0f} % of the words" in text
     assert "100 % of labels are told" in text

@@ -69,7 +69,7 @@ def test_epsilon_is_in_the_records_the_report_and_comparisons_and_is_dp_accounti
         theirs.compose(dp_event.PoissonSampledDpEvent(4 / 8, dp_event.GaussianDpEvent(1.0)))
         assert row["sampling_rate"] == 0.5
         assert row["epsilon"] == pytest.approx(theirs.get_epsilon(1e-5))
-    page = Page((out / "report.html").read_text())
+    page = Page(fedray.write_report(out).read_text())
     assert "protection" in page.anchors
     assert f"{rows[-1]['epsilon']:.3g}" in page.text
     assert page.row("Round", "Chance to be asked") == ["Round", "Chance to be asked", "Epsilon", "Accuracy"]

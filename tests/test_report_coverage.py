@@ -86,7 +86,7 @@ def test_a_run_whose_clients_wait_for_a_slow_server_is_bound_by_it(tiny, tmp_pat
             "rounds": {"num_rounds": 1, "clients_per_round": 8},
         }
         done = fedray.simulate(merged(tiny, changes), out=tmp_path / name)
-        pages[name] = done.report.read_text()
+        pages[name] = fedray.write_report(done.out).read_text()
     assert "Bound by the server" in pages["slow"]
     assert "Bound by the server" not in pages["quick"]
 
@@ -105,4 +105,4 @@ def test_a_run_whose_clients_each_hold_one_label_is_stalled_by_unlike_data(tiny,
     }
     done = fedray.run(merged(tiny, changes), out=tmp_path / "run")
     assert np.median([one.disagreement for one in done.rounds]) > 1
-    assert "Stalled by unlike data" in done.report.read_text()
+    assert "Stalled by unlike data" in fedray.write_report(done.out).read_text()

@@ -76,7 +76,7 @@ def test_what_holds_a_run_back_is_named(tiny: dict[str, Any], tmp_path: Path, fl
     devices = save_fleet(tmp_path / "fleet.csv", [400] * 8, **fleet)
     rounds = {"num_rounds": 2, "clients_per_round": 8}
     done = fedray.simulate(merged(tiny, {"fleet": devices, "rounds": rounds}), out=tmp_path / "out")
-    page = done.report.read_text()
+    page = fedray.write_report(done.out).read_text()
     assert named in page
     if named == "Bound by communication":
         assert "Bound by computing" not in page
@@ -118,7 +118,7 @@ def test_a_run_is_degraded_by_compression_where_most_of_an_update_does_not_arriv
             tiny, {"menu": {"up_codecs": [codec]}, "rounds": rounds, "audit": {"distinct": False}}
         )
         done = fedray.run(config, out=tmp_path / codec)
-        pages[codec] = done.report.read_text()
+        pages[codec] = fedray.write_report(done.out).read_text()
         assert all(record.lost_share > 0 for record in done.clients)
         assert done.rounds[0].disagreement > 0
     assert "Degraded by compression" in pages["top1"]

@@ -35,8 +35,9 @@ KINDS = {
             "depths": ["all"],
             "widths": [0.5],
             "width_axes": ["hidden", "head_dim", "ffn"],
+            "width_window": "salient",
         },
-        "policy": "heterofl",
+        "policy": "raffm_style",
     },
     "changes of the base": {"menu": {"ranks": [4], "depths": ["all"]}, "aggregation": "fedex_lora"},
 }

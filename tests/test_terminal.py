@@ -9,8 +9,9 @@ import sys
 import pytest
 import yaml
 
+from fedray.cli import main
 from fedray.record import RoundRecord
-from fedray.terminal import progress_line
+from fedray.terminal import left_line, progress_line
 from tiny_run import merged
 
 LINE = r"round   \d  accuracy  [\d.]+  loss  [\d.]+  virtual .* wall .* 5 ok"
@@ -38,6 +39,11 @@ def test_a_round_is_one_line_with_both_clocks_and_what_became_of_the_clients():
     )
 
 
+def test_without_a_report_the_last_line_says_what_draws_one(tmp_path):
+    assert left_line(tmp_path, tmp_path / "report.html") == f"Report: {tmp_path / 'report.html'}"
+    assert left_line(tmp_path, None) == f"Records: {tmp_path} (fedray report {tmp_path} draws a page)"
+
+
 @pytest.fixture
 def command(tiny, home, tmp_path):
     config = merged(tiny, {"rounds": {"num_rounds": 2}})
@@ -48,9 +54,11 @@ def command(tiny, home, tmp_path):
     return {"args": [sys.executable, "-c", code], "env": environment, "timeout": 180}
 
 
-def test_without_a_terminal_a_run_prints_its_rounds_and_its_report_alone(command, tmp_path):
-    ran = subprocess.run(**command, capture_output=True, text=True, check=True)
-    *rounds, report = ran.stdout.splitlines()
+def test_without_a_terminal_a_run_prints_its_rounds_and_its_report_alone(tiny, capsys, tmp_path):
+    config = merged(tiny, {"rounds": {"num_rounds": 2}, "report": True})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]) == 0
+    *rounds, report = capsys.readouterr().out.splitlines()
     assert len(rounds) == 2
     assert all(re.fullmatch(LINE, line) for line in rounds)
     assert report == f"Report: {tmp_path / 'out' / 'report.html'}"
@@ -76,4 +84,4 @@ def test_on_a_terminal_a_bar_counts_clients_and_rows_and_goes_away(command, tmp_
     assert "40/40 rows" in text
     lines = [line for line in re.split(r"[\r\n]+", text) if re.fullmatch(LINE, line.strip())]
     assert len(lines) == 2
-    assert text.rstrip().endswith("report.html")
+    assert text.rstrip().endswith("draws a page)")

@@ -42,6 +42,14 @@ def test_random_units_differ_by_turn_block_and_axis_and_by_nothing_else():
     np.testing.assert_array_equal(width.indices("ffn", 64, 1), drawn[-1])
 
 
+def test_salient_units_lead_the_order_of_their_block_and_without_an_order_there_are_none():
+    width = Width(share=0.5, axes=("heads", "ffn"), window="salient")
+    order = {("ffn", 0): np.array([3, 0, 2, 1]), ("ffn", 1): np.array([1, 2, 3, 0])}
+    assert [width.indices("ffn", 4, block, order).tolist() for block in (0, 1)] == [[0, 3], [1, 2]]
+    with pytest.raises(ConfigError, match=r"no order of them was measured; set menu.width_window: salient"):
+        width.indices("ffn", 4, 0)
+
+
 def test_an_axis_that_is_not_named_stays_whole():
     assert Width(share=0.5).indices("heads", 4, 0).tolist() == [0, 1, 2, 3]
 
@@ -52,8 +60,9 @@ def test_an_axis_that_is_not_named_stays_whole():
         ({"share": 1.0}, "share is above 0 and below 1, found 1.0"),
         ({"share": 0.5, "axes": ("ffn", "heads")}, r"some of hidden, heads, head_dim, ffn, in this order"),
         ({"share": 0.5, "axes": ()}, "some of hidden"),
-        ({"share": 0.5, "window": "last"}, "one of prefix, rolling, random, found 'last'"),
+        ({"share": 0.5, "window": "last"}, "one of prefix, rolling, random, salient, found 'last'"),
         ({"share": 0.5, "turn": 1}, "0 for a prefix, which does not move; found 1"),
+        ({"share": 0.5, "window": "salient", "turn": 2}, "0 for salient units, which do not move; found 2"),
     ],
 )
 def test_what_is_out_of_range_is_refused(given, words):
@@ -64,3 +73,4 @@ def test_what_is_out_of_range_is_refused(given, words):
 def test_words_say_what_is_kept_and_where():
     assert str(Width(share=0.25, axes=("heads", "ffn"))) == "0.25 of heads and ffn"
     assert str(Width(share=0.5, window="rolling", turn=7)) == "0.5 of ffn, rolling at 7"
+    assert str(Width(share=0.5, window="salient")) == "0.5 of ffn, salient"

@@ -28,9 +28,10 @@ class Inclusive(Aggregation):
         (1 - beta) own + beta mean over blocks d, ..., d' - 1 of what clients of depth d' changed there
 
     in the last round, at the client's own ranks. What a block is lies in its number; so factors of one name
-    in two blocks must have one shape, and others are left as they are. The paper's full text was not checked:
-    this is what FedRA's authors re-implemented, with their beta of 0.2. What is kept of a round are the mean
-    changes of every depth's clients, above the next smaller depth, among the state's moments.
+    in two blocks must have one shape, and others, and parts of a width, are left as they are. The paper's
+    full text was not checked: this is what FedRA's authors re-implemented, with their beta of 0.2. What is
+    kept of a round are the mean changes of every depth's clients, above the next smaller depth, among the
+    state's moments.
 
     Raises:
         ConfigError: at construction, for a beta that is not from 0 to below 1.
@@ -116,7 +117,9 @@ class _DistilledSum:
             for site, f in update.factors.items()
         }
         weights = {
-            name: self._mean_of(self._above(name, depth, deeper), own) if block_of(name) == depth - 1 else own
+            name: self._mean_of(self._above(name, depth, deeper), own)
+            if block_of(name) == depth - 1 and own.shape == self._state.adapter.weights[name].shape
+            else own
             for name, own in update.weights.items()
         }
         return replace(update, factors=factors, weights=weights)

@@ -9,6 +9,7 @@ from fedray.aggregation.factor_mean import FactorMean, Mode
 from fedray.aggregation.fedex_lora import FedExLora
 from fedray.aggregation.inclusive import Inclusive
 from fedray.aggregation.product_svd import ProductSVD
+from fedray.aggregation.rank_bands import RankBands
 from fedray.aggregation.robust import Robust, RobustMode
 from fedray.aggregation.rule import Aggregation, Transform
 from fedray.aggregation.rule_file import load_rule
@@ -23,6 +24,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "factor_mean": ("mode", "form"),
     "product_svd": ("form",),
+    "raflora": ("form",),
     "stack": (),
     "fedex_lora": (),
     "inclusivefl": (),
@@ -39,7 +41,7 @@ class Preset:
         weights: what the paper weighs clients by; the caller gives the weights.
     """
 
-    rule: Literal["factor_mean", "product_svd", "stack", "fedex_lora", "inclusivefl", "robust"]
+    rule: Literal["factor_mean", "product_svd", "raflora", "stack", "fedex_lora", "inclusivefl", "robust"]
     options: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
     weights: Literal["rows", "uniform"] = "rows"
@@ -59,6 +61,7 @@ PRESETS: Mapping[str, Preset] = {
     "rbla": Preset(rule="factor_mean", options={"mode": "dimension", "form": "state"}, paper="2408.08699"),
     "flexlora": Preset(rule="product_svd", options={"form": "state"}, paper="2402.11505"),
     "flexlora_delta": Preset(rule="product_svd", options={"form": "delta"}),
+    "raflora": Preset(rule="raflora", options={"form": "state"}, paper="2602.13486"),
     "flora": Preset(rule="stack", paper="2409.05976"),
     "coverage_mean": Preset(
         rule="factor_mean", options={"mode": "dimension", "form": "delta"}, weights="uniform"
@@ -120,6 +123,8 @@ def _made(
             return FactorMean(mode=mode, form=form, name=name, transforms=transforms)
         case "product_svd":
             return ProductSVD(form=cast(Any, chosen["form"]), name=name, transforms=transforms)
+        case "raflora":
+            return RankBands(form=cast(Any, chosen["form"]), name=name, transforms=transforms)
         case "stack":
             return Stack(name=name, transforms=transforms)
         case "fedex_lora":

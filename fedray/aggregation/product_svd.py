@@ -58,19 +58,8 @@ class ProductSVD(Aggregation):
 
     @torch.no_grad()
     def send(self, state: GlobalState, ranks: Mapping[str, int], seed: int) -> Adapter:
-        """See `rule.Aggregation.send`; ``seed`` changes nothing.
-
-        Every state that this rule left is in SVD form, so a truncation is the SVD; any other
-        (a resumed adapter) is decomposed.
-        """
-
-        def shape(site: str, rank: int) -> Factors:
-            whole = state.adapter.factors[site]
-            if not is_in_svd_form(whole):
-                whole = _like(best_of_rank(product(whole), rank, whole.scale), whole)
-            return leading(whole, rank)
-
-        return send_sites(state, ranks, shape)
+        """See `rule.Aggregation.send`; ``seed`` changes nothing."""
+        return send_sites(state, ranks, lambda site, rank: leading(in_svd_form(state, site), rank))
 
     def start(self, state: GlobalState) -> Accumulator:
         """See `rule.Aggregation.start`."""
@@ -107,8 +96,20 @@ class _ProductSum:
         old = product(self._old, 1.0 if self._form == "delta" else 0.0)
         total = stacked([old, total])
         best = best_of_rank(bounded(total), self._old.rank, self._old.scale)
-        return NewSite(factors=_like(best, self._old))
+        return NewSite(factors=like(best, self._old))
 
 
-def _like(factors: Factors, model: Factors) -> Factors:
+def in_svd_form(state: GlobalState, site: str) -> Factors:
+    """A site's factors with singular values in B, descending, and orthonormal rows in A.
+
+    Every state that a rule of products left is so already; any other (a resumed adapter) is decomposed.
+    """
+    whole = state.adapter.factors[site]
+    if is_in_svd_form(whole):
+        return whole
+    return like(best_of_rank(product(whole), whole.rank, whole.scale), whole)
+
+
+def like(factors: Factors, model: Factors) -> Factors:
+    """Factors in the dtype of others."""
     return Factors(a=factors.a.to(model.a.dtype), b=factors.b.to(model.b.dtype), scale=factors.scale)

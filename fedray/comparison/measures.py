@@ -104,6 +104,13 @@ def measures_of(
     if run.rounds[-1].attack_success is not None:
         value = run.rounds[-1].attack_success
         found.append(Measure(name="attack success", group="", unit="share", value=value))
+    lost = [
+        r.plain_accuracy - r.accuracy
+        for r in run.rounds
+        if r.plain_accuracy is not None and r.accuracy is not None
+    ]
+    if lost:
+        found.append(Measure(name="lost to codecs", group="", unit="share", value=float(np.median(lost))))
     return found + _attacks(run) + _waste(run) + _of_memory(run) + _of_clients(run, clients)
 
 
@@ -156,6 +163,10 @@ def _of_memory(run: Run) -> list[Measure]:
 def _of_clients(run: Run, clients: Iterable[int]) -> list[Measure]:
     counted = Counter(record.client_id for record in run.clients if record.outcome == "ok")
     found = [
+        Measure(name="accuracy on device", group=one.device_class, unit="share", value=one.accuracy)
+        for one in run.classes
+    ]
+    found += [
         Measure(
             name="participation", group="", unit="Jain's index", value=jain([counted[c] for c in clients])
         )

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedray.comparison.contest import FEWEST_SEEDS, Finished, Row, by_setting
 from fedray.comparison.entrants import YARDSTICKS, said
@@ -12,6 +13,9 @@ from fedray.comparison.tuning import Tried
 from fedray.report.drawing import show_joules
 from fedray.report.markup import Section, document, html_table, paragraph, picture
 from fedray.units import show_bytes, show_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Column = tuple[str, str, str]
 _MAIN: tuple[Column, ...] = (
@@ -39,6 +43,7 @@ _SPENT: tuple[Column, ...] = (
     ("Words found", "words found", ""),
     ("Images found", "images found", ""),
     ("Labels told", "labels found", ""),
+    ("Lost to codecs", "lost to codecs", ""),
 )
 _FAIR: tuple[Column, ...] = (
     ("Participation", "participation", ""),
@@ -49,25 +54,38 @@ _PAIRED: tuple[Column, ...] = (*_MAIN[:4], *_FAIR)
 
 
 def text_of(rows: Sequence[Row], targets: Mapping[str, float]) -> str:
-    """A table for a terminal, a policy a line; one for each setting."""
+    """Two tables for a terminal of 80 columns, a policy a line; a pair for each setting."""
     from rich.console import Console
-    from rich.table import Table
 
     written = io.StringIO()
-    console = Console(file=written, width=150, highlight=False)
+    console = Console(file=written, width=80, highlight=False)
     for setting, here in _parted(rows).items():
         first, *_ = policies = policies_of(here)
-        title = f"{setting or 'Medians over seeds'}; target {targets[setting]:.3f}; energy as declared"
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        table.add_column("Policy")
-        for name, _, _ in _MAIN:
-            table.add_column(name, justify="right")
-        table.add_column(f"Less {first}, by seed", justify="right", no_wrap=True)
+        accuracies, costs = _text_table(_MAIN[:4], 8), _text_table(_MAIN[4:], 18)
+        accuracies.title = f"{setting or 'Medians over seeds'}; energy as declared; less {first}"
+        costs.title = f"To a target of {targets[setting]:.3f}"
+        accuracies.add_column("Less the first, by seed", justify="right", width=23)
         for policy in policies:
-            cells = [shown_median(here, policy, measure, group) for _, measure, group in _MAIN]
-            table.add_row(policy, *cells, _against(here, policy, first, "accuracy", ""))
-        console.print(table)
+            less = _against(here, policy, first, "accuracy", "")
+            accuracies.add_row(policy, *_medians(here, policy, _MAIN[:4]), less)
+            costs.add_row(policy, *_medians(here, policy, _MAIN[4:]))
+        console.print(accuracies, costs, sep="\n\n")
     return "\n".join(line.rstrip() for line in written.getvalue().rstrip().splitlines())
+
+
+def _text_table(columns: Sequence[Column], width: int) -> "Table":
+    from rich.table import Table
+
+    table = Table(title_justify="left", box=None, pad_edge=False, collapse_padding=True)
+    # A name is folded and never cut off: names are what a comparison is read by.
+    table.add_column("Policy", overflow="fold", width=20)
+    for name, _, _ in columns:
+        table.add_column(name.removesuffix(" to target"), justify="right", width=width)
+    return table
+
+
+def _medians(rows: Sequence[Row], policy: str, columns: Sequence[Column]) -> list[str]:
+    return [shown_median(rows, policy, measure, group) for _, measure, group in columns]
 
 
 def comparison_page(
@@ -97,6 +115,10 @@ def _of_setting(
     classes = tuple(
         (name, "accuracy of class", name)
         for name in dict.fromkeys(row.group for row in rows if row.measure == "accuracy of class")
+    )
+    held = tuple(
+        (name, "accuracy on device", name)
+        for name in dict.fromkeys(row.group for row in rows if row.measure == "accuracy on device")
     )
     evaluated = any(row.measure == "accuracy" and row.value is not None for row in rows)
     return [
@@ -133,7 +155,8 @@ def _of_setting(
                 "Participation is Jain's index over counted updates of all clients that any run asked: 1 if "
                 "all count alike. Accuracies are of the last global state on clients' own test rows."
             )
-            + _table(rows, (*_FAIR, *classes)),
+            + _table(rows, (*_FAIR, *classes))
+            + _on_device(rows, held),
         ),
         Section(
             anchor=f"cost-{number}",
@@ -160,6 +183,16 @@ def _yardsticks(rows: Sequence[Row]) -> str:
         "of a round. Neither was tuned, and neither is in a budget or a target.",
         quiet=True,
     )
+
+
+def _on_device(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    if not columns:
+        return ""
+    return paragraph(
+        "And what clients can run by themselves: by device class the accuracy, on the same rows as the whole "
+        "model's, of the largest part of it that at least half of the class can train without a server. A "
+        "dash is a class of which fewer can."
+    ) + _table([row for row in rows if row.policy not in YARDSTICKS], columns)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -70,8 +70,7 @@ def _played(config: Config, trial: Trial, folder: Path, watch: Watch | None) -> 
         engine.run(config, folder, watch=watch)
         return read_run(folder)
     _refuse_another(config, folder)
-    # The report is what a run writes last.
-    if not (folder / "report.html").exists():
+    if not _ended(config, folder, "adapter"):
         engine.resume(folder, watch=watch)
     return read_run(folder)
 
@@ -80,10 +79,15 @@ def _measured(kind: Yardstick, config: Config, folder: Path) -> Run:
     """A yardstick's, made anew where it is not whole."""
     if (folder / "config.yaml").exists():
         _refuse_another(config, folder)
-    if not (folder / "report.html").exists():
+    if not _ended(config, folder, "evaluations.parquet"):
         shutil.rmtree(folder, ignore_errors=True)
         play_yardstick(kind, config, folder)
     return read_run(folder)
+
+
+def _ended(config: Config, folder: Path, last: str) -> bool:
+    """By its report, which is written after all else; without one, by what is written last then."""
+    return (folder / ("report.html" if config.report else last)).exists()
 
 
 def _refuse_another(config: Config, folder: Path) -> None:

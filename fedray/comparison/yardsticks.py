@@ -12,7 +12,7 @@ assignment and of these the quickest; in every round it takes as many steps, one
 clients of a round do together on average. Rows cost 4 bytes a token on the owners' and the device's links, in
 the first round.
 
-Neither is tuned, and neither is part of a budget or a target.
+Neither is tuned, and neither is part of a budget or a target. Their devices are on mains.
 """
 
 from dataclasses import replace
@@ -70,7 +70,8 @@ def play_yardstick(kind: Yardstick, config: Config, out: Path) -> None:
             checkpoint.write_records(out, progress.rounds, progress.clients, progress.evaluations)
     finally:
         runtime.close()
-    write_report(out)
+    if config.report:
+        write_report(out)
 
 
 class LargestOnce:
@@ -98,7 +99,7 @@ def _scene(config: Config) -> Scene:
     ]
     if not plain:
         raise ConfigError("local_only and centralised train whole models, and the menu has none.")
-    return replace(scene, menu=tuple(plain), policy=adapt_policy(LargestOnce()), server=None)
+    return replace(scene, menu=tuple(plain), policy=adapt_policy(LargestOnce()), server=None, batteries=None)
 
 
 def _everybody(scene: Scene) -> Learners:

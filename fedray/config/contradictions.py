@@ -59,6 +59,16 @@ def _recompute(config: Config) -> str | None:
     return "menu.recompute has nothing to recompute without menu.ranks; drop it or give ranks."
 
 
+def _rounded(config: Config) -> str | None:
+    asked = list(config.menu.int8_activations)
+    if not config.menu.cuts or 0 in asked:
+        return None
+    return (
+        f"menu.int8_activations = {asked} leaves nothing to cut, for what crosses a cut has a codec of its "
+        "own; list 0 beside, or drop menu.cuts."
+    )
+
+
 def _local_rules(config: Config) -> str | None:
     for name, does in (
         ("proximal_mu", "holds whole models near a round's start"),
@@ -136,12 +146,11 @@ def _whole_models(config: Config) -> str | None:
 
 def _exits(config: Config) -> str | None:
     menu = config.menu
-    if not menu.exits or (menu.whole and menu.widths == (1.0,)):
+    if not menu.exits or menu.whole:
         return None
-    wrong = "menu.whole: false offers clients none of" if not menu.whole else "menu.widths narrows"
     return (
-        f"menu.exits = {list(menu.exits)} are heads on whole blocks of a client's own, which {wrong}; drop "
-        "one of the two."
+        f"menu.exits = {list(menu.exits)} are heads on blocks of a client's own, and menu.whole: false "
+        "offers clients none of these; drop one of the two."
     )
 
 
@@ -248,12 +257,24 @@ def _masks(config: Config) -> str | None:
     return None
 
 
+def _audited_codecs(config: Config) -> str | None:
+    against = {
+        "under menu.cuts a server has trained a part of each": bool(config.menu.cuts),
+        "under pace.late: join a round sums updates of several": config.pace.late == "join",
+    }
+    why = next((reason for reason, holds in against.items() if holds), None)
+    if not config.audit.codecs or why is None:
+        return None
+    return f"audit.codecs sums a round's updates once more as they were, and {why}; drop one of the two."
+
+
 CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _shares,
     _unseen,
     _trained_clients,
     _menu,
     _recompute,
+    _rounded,
     _local_rules,
     _variates,
     _exits,
@@ -268,4 +289,5 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _looked_into,
     _masks,
     _seeds,
+    _audited_codecs,
 )

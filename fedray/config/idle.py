@@ -68,7 +68,7 @@ IDLE = (
         because="with training.max_steps, which sets the local work; drop one of the two",
     ),
     Idle(
-        keys=("menu.depths",),
+        keys=("menu.depths", "menu.int8_activations"),
         when=lambda c: not trains_blocks(c),
         because="without menu.ranks or another of menu.tunings; drop it or give ranks",
     ),
@@ -144,7 +144,7 @@ IDLE = (
         because="where nothing stays frozen beside what LoRA or a head trains; drop it or give ranks",
     ),
     Idle(
-        keys=("menu.width_axes",),
+        keys=("menu.width_axes", "menu.width_window"),
         when=lambda c: c.menu.widths == (1.0,),
         because="without menu.widths below 1; drop it or give widths",
     ),
@@ -240,6 +240,11 @@ IDLE = (
         keys=("privacy.delta",),
         when=lambda c: c.privacy.where is not None and not c.privacy.noise_multiplier,
         because="with privacy.noise_multiplier: 0, where there is no epsilon; drop it or add noise",
+    ),
+    Idle(
+        keys=("audit.codecs",),
+        when=lambda c: set(c.menu.up_codecs) == {"none"},
+        because="without menu.up_codecs, where updates go plain; drop it or give some",
     ),
     Idle(
         keys=("secure_aggregation.fraction_bits", "secure_aggregation.min_survivors"),

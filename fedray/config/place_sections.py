@@ -71,7 +71,10 @@ class RaySection(Section):
 
 
 class AuditSection(Section):
-    """Which clients run alone under the memory counter."""
+    """Which clients run alone under the memory counter, and what codecs are measured to cost."""
 
     distinct: bool = Field(True, description="Every distinct assignment and work shape of the run, once.")
     share: Share = Field(0.02, description="Share of all other client-rounds, drawn by the seed.")
+    codecs: bool = Field(
+        False, description="Evaluate beside a round's state that of its updates as they were before coding."
+    )

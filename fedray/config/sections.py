@@ -22,6 +22,7 @@ from fedray.config.privacy_sections import (
 from fedray.config.time_sections import (
     ActualSection,
     Availability,
+    BatterySection,
     DeclaredShare,
     PaceSection,
     ServerLinkSection,
@@ -83,6 +84,9 @@ class Config(Section):
         default_factory=ActualSection, description="What devices really are, beside what they declare."
     )
     availability: Availability = Field(default_factory=DeclaredShare, description="Who is online when.")
+    battery: BatterySection = Field(
+        default_factory=BatterySection, description="How batteries are kept and charged, where there are any."
+    )
     dropouts: bool = Field(False, description="Clients drop out of rounds as their profiles declare.")
     provision: Literal["first_contact", "preinstalled"] = Field(
         "first_contact", description="Frozen weights reach a client when first needed, or lie there already."
@@ -94,5 +98,6 @@ class Config(Section):
     packs: PacksSection = Field(default_factory=PacksSection, description="How clients share a forward pass.")
     ray: RaySection = Field(default_factory=RaySection, description="Where actors run.")
     audit: AuditSection = Field(default_factory=AuditSection, description="Who runs alone under the counter.")
+    report: bool = Field(True, description="A page at the end; without, `fedray report` draws one any time.")
     report_to: OneOrMany[str] = Field((), description="Trackers by accelerate's name, such as wandb.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="All randomness derives from it.")

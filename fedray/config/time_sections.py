@@ -130,3 +130,48 @@ class Diurnal(Section):
 
 
 Availability = Annotated[DeclaredShare | OnlineTrace | Diurnal, Field(discriminator="name"), NameAlone]
+
+
+class NeverCharging(Section):
+    """What batteries held at first is all there is."""
+
+    name: Literal["never"] = Field("never", description="Batteries are never charged.")
+
+
+class ChargingDaily(Section):
+    """One stretch a day for every client."""
+
+    name: Literal["daily"] = Field("daily", description="A stretch of so many hours a day, each its own.")
+    hours: Annotated[float, Field(gt=0, le=24)] = Field(8.0, description="Of each day on the charger.")
+    peak_hour: Annotated[float, Field(ge=0, le=24)] = Field(
+        3.0, description="Hour of the day at which most are charging."
+    )
+    spread_hours: NotNegative = Field(2.0, description="How far clients lie apart: a standard deviation.")
+    start_seconds: NotNegative = Field(0.0, description="Of the day, at which a run starts.")
+
+
+class ChargingTrace(Section):
+    """Intervals in which real devices were charging, from a file."""
+
+    name: Literal["trace"] = Field("trace", description="Intervals of a file, a trace's client for each.")
+    file: NameOrPath = Field(description="As for availability; of FLASH's logs when a phone was charging.")
+    kind: str | None = Field(None, description="Of a table that has several, such as strict and loose.")
+    period_seconds: Positive | None = Field(
+        None, description="After which it repeats; as the file says, or its last hour, if absent."
+    )
+    start_seconds: NotNegative = Field(0.0, description="Where in the trace a run starts.")
+
+
+Charging = Annotated[NeverCharging | ChargingDaily | ChargingTrace, Field(discriminator="name"), NameAlone]
+
+
+class BatterySection(Section):
+    """Batteries of the profiles that have battery_joules; devices without are on mains."""
+
+    start_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Of its capacity in each battery as the run starts."
+    )
+    reserve_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="Of its capacity that a client keeps back, but for while it is charging."
+    )
+    charging: Charging = Field(default_factory=ChargingDaily, description="Who is charging when.")

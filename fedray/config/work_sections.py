@@ -28,6 +28,10 @@ class MenuSection(Section):
     width_axes: AtLeastOne[Axis] = Field(
         ("ffn",), description="What is narrowed: heads, head_dim (inside each), ffn, hidden (with the norms)."
     )
+    width_window: Literal["prefix", "salient"] = Field(
+        "prefix",
+        description="Which units are kept: the leading ones, or those with the largest pretrained weights.",
+    )
     exits: Many[Count] = Field(
         (),
         description="Depths behind which a head of their own is trained; as many leading blocks are offered "
@@ -38,6 +42,11 @@ class MenuSection(Section):
         description="Random directions a step of a forward-only client, without a backward pass; 0 has one.",
     )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
+    int8_activations: AtLeastOne[Annotated[int, Field(ge=0)] | Literal["all"]] = Field(
+        (0,),
+        description="Blocks with a backward pass, from the lowest, that keep what it needs in 8 bits; all is "
+        "every one.",
+    )
     dtypes: AtLeastOne[Dtype] = Field(("fp32",), description="Of the frozen weights and the arithmetic.")
     sparsities: AtLeastOne[Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.0,), description="Shares of zeros among the weights of a client's frozen linears, the smallest."

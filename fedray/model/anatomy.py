@@ -7,7 +7,7 @@ with any head on top.
 Letters of shapes: N rows, T tokens, D hidden width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedray.errors import ModelError
 from fedray.model.families import Cache, Context, Family, Head, family_of
+from fedray.width import UnitOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Anatomy:
         backbone: the same without head; sites are paths in it.
         head_kind: what `head` answers: logits, or hidden states for a bare backbone.
         max_tokens: the longest row the model takes, None without a limit; of images the length of each.
+        unit_order: finds the order of its units by salience, for who narrows it by that.
     """
 
     model: PreTrainedModel
@@ -50,6 +52,7 @@ class Anatomy:
     head_kind: Head
     blocks: Sequence[nn.Module]
     max_tokens: int | None
+    unit_order: Callable[[], UnitOrder] | None = None
 
     @property
     def num_blocks(self) -> int:

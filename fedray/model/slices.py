@@ -6,10 +6,10 @@ the hidden units that it keeps, and attention scores are divided by the root of 
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from fedray.errors import ModelError
 from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.families import TensorAxis
 from fedray.model.load import TORCH_DTYPES, TaskHead, empty_backbone
-from fedray.width import Indices, Width
+from fedray.width import Axis, Indices, Width
 
 # Their frequencies follow from the base alone, so that those of leading pairs are a smaller base's.
 _SLICED_ROPE = ("default", "linear", "llama3")
@@ -113,16 +113,16 @@ def places_of(anatomy: Anatomy, width: Width | None) -> dict[str, Place]:
     Raises:
         ModelError: for a width that no model of the family can have, or a parameter that the family's
             `axes` do not name.
+        ConfigError: for a salient window of a model whose units nobody has put in order.
     """
     if width is None:
         return {}
-    sizes = sizes_of(anatomy)
     narrowed_sizes(anatomy, width)
-    kept = cache(partial(_kept, width, sizes, rotates=_rotates(anatomy)))
+    kept = cache(partial(_kept, anatomy, width))
     places = {}
-    for name, tensor in _tensors(anatomy.model):
-        entries = kept(_block_of(anatomy, name))
-        own = tuple(None if axis is None else entries.get(axis) for axis in _axes_of(anatomy, name, tensor))
+    for name, tensor in tensors_of(anatomy.model):
+        block = block_of(anatomy, name)
+        own = tuple(None if axis is None else kept(axis, block) for axis in axes_of(anatomy, name, tensor))
         if any(indices is not None for indices in own):
             places[name] = own
     return places
@@ -132,7 +132,7 @@ def head_place(anatomy: Anatomy, width: Width | None) -> Place | None:
     """Where the inputs of a narrower classifier's weight [K, D] lie; None for all of them."""
     if width is None:
         return None
-    own = _kept(width, sizes_of(anatomy), -1, rotates=False)["hidden"]
+    own = _kept(anatomy, width, "hidden", -1)
     return None if own is None else (None, own)
 
 
@@ -150,7 +150,7 @@ def narrowed(anatomy: Anatomy, width: Width | None) -> Anatomy:
     dtype = next(dtype for dtype, torchs in TORCH_DTYPES.items() if torchs == whole.dtype)
     head: TaskHead = "classification" if anatomy.head_kind == "backbone" else "causal_lm"
     model = empty_backbone(narrowed_config(anatomy, width), head, dtype)
-    for name, tensor in _tensors(whole):
+    for name, tensor in tensors_of(whole):
         part = part_of(tensor.detach(), places.get(name))
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
@@ -162,7 +162,8 @@ def narrowed(anatomy: Anatomy, width: Width | None) -> Anatomy:
     return dissect(model)
 
 
-def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+def tensors_of(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    """A model's parameters and buffers by name."""
     return list(chain(model.named_parameters(), model.named_buffers()))
 
 
@@ -170,14 +171,15 @@ def _rotates(anatomy: Anatomy) -> bool:
     return anatomy.model.config.to_dict().get("rope_parameters") is not None
 
 
-def _block_of(anatomy: Anatomy, name: str) -> int:
+def block_of(anatomy: Anatomy, name: str) -> int:
     """The block that a tensor belongs to, -1 for stem and head."""
     before, found, after = name.partition(f"{anatomy.family.blocks}.")
     inside = found and (not before or before.endswith(".")) and after.partition(".")[0].isdigit()
     return int(after.partition(".")[0]) if inside else -1
 
 
-def _axes_of(anatomy: Anatomy, name: str, tensor: Tensor) -> tuple[TensorAxis | None, ...]:
+def axes_of(anatomy: Anatomy, name: str, tensor: Tensor) -> tuple[TensorAxis | None, ...]:
+    """What each axis of a tensor runs over. Raises ModelError for one that the family does not name."""
     path, _, leaf = name.rpartition(".")
     known = anatomy.family.axes
     fitting = [end for end in known if f".{name}".endswith(f".{end}") or f".{path}".endswith(f".{end}")]
@@ -194,28 +196,58 @@ def _axes_of(anatomy: Anatomy, name: str, tensor: Tensor) -> tuple[TensorAxis | 
     return axes[: tensor.dim()]
 
 
-Kept = Mapping[TensorAxis, Tensor | None]
+def _kept(anatomy: Anatomy, width: Width, axis: TensorAxis, block: int) -> Tensor | None:
+    """The entries of a tensor's axis that are kept, None for all of them: those whose units are."""
+    own = np.array(True)
+    for unit_axis, units in units_of(anatomy, axis).items():
+        place = -1 if unit_axis == "hidden" else block
+        order = None if anatomy.unit_order is None or width.window != "salient" else anatomy.unit_order()
+        kept = width.indices(unit_axis, num_units(anatomy, unit_axis), place, order)
+        own = own & np.isin(units, kept)
+    return None if own.all() else torch.from_numpy(np.flatnonzero(own))
 
 
-def _kept(width: Width, sizes: Sizes, block: int, *, rotates: bool) -> Kept:
-    """Of each axis the entries that are kept, None for all of them; an axis left out here is never cut."""
-    group = sizes.heads // sizes.kv_heads
-    kv = width.indices("heads", sizes.kv_heads, block)
-    queries = (kv[:, None] * group + np.arange(group)).ravel()
-    half = sizes.head_dim // 2
-    pairs = width.indices("head_dim", half, block) if rotates else np.arange(half)
+def num_units(anatomy: Anatomy, axis: Axis) -> int:
+    """How many units an axis has: heads of keys and values, and inside a rotary head pairs."""
+    sizes = sizes_of(anatomy)
+    match axis:
+        case "hidden":
+            return sizes.hidden
+        case "heads":
+            return sizes.kv_heads
+        case "head_dim":
+            return sizes.head_dim // 2 if _rotates(anatomy) else sizes.head_dim
+        case "ffn":
+            return sizes.ffn
+        case _:
+            assert_never(axis)
+
+
+def units_of(anatomy: Anatomy, axis: TensorAxis | None) -> dict[Axis, Indices]:
+    """The units that each entry of a tensor's axis belongs to, by the axes that widths are shares of.
+
+    Nothing for an axis that is never narrowed.
+    """
+    sizes = sizes_of(anatomy)
+    half, group = sizes.head_dim // 2, sizes.heads // sizes.kv_heads
     # The two of a rotary pair lie half a head apart.
-    every_dim = width.indices("head_dim", sizes.head_dim, block)
-    dims = np.concatenate([pairs, pairs + half]) if rotates else every_dim
-    of_queries = (queries[:, None] * sizes.head_dim + dims).ravel()
-    all_queries = sizes.heads * sizes.head_dim
-    entries: dict[TensorAxis, tuple[int, Indices]] = {
-        "hidden": (sizes.hidden, width.indices("hidden", sizes.hidden, -1)),
-        "ffn": (sizes.ffn, width.indices("ffn", sizes.ffn, block)),
-        "heads": (all_queries, of_queries),
-        "qkv": (3 * all_queries, np.concatenate([of_queries + n * all_queries for n in range(3)])),
-        "kv_heads": (sizes.kv_heads * sizes.head_dim, (kv[:, None] * sizes.head_dim + dims).ravel()),
-        "head_dim": (sizes.head_dim, dims),
-        "rotary": (half, pairs),
+    dims = np.arange(sizes.head_dim) % half if _rotates(anatomy) else np.arange(sizes.head_dim)
+    queries, keys = _of_heads(sizes.heads, group, dims), _of_heads(sizes.kv_heads, 1, dims)
+    known: dict[TensorAxis | None, dict[Axis, Indices]] = {
+        "hidden": {"hidden": np.arange(sizes.hidden)},
+        "ffn": {"ffn": np.arange(sizes.ffn)},
+        "heads": queries,
+        "kv_heads": keys,
+        "qkv": {unit_axis: np.tile(units, 3) for unit_axis, units in queries.items()},
+        "head_dim": {"head_dim": dims},
+        "rotary": {"head_dim": np.arange(half)},
     }
-    return {a: None if len(own) == size else torch.from_numpy(own) for a, (size, own) in entries.items()}
+    return known.get(axis, {})
+
+
+def _of_heads(num_heads: int, group: int, dims: Indices) -> dict[Axis, Indices]:
+    """Of heads beside each other, of which so many share keys and values."""
+    return {
+        "heads": np.repeat(np.arange(num_heads) // group, len(dims)),
+        "head_dim": np.tile(dims, num_heads),
+    }

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedray.assignment import Assignment
 from fedray.cost import Floats
-from fedray.record import ClientRecord
+from fedray.record import ClientRecord, RoundRecord
 from fedray.report.markup import Cell, Shaded, html_table, paragraph
 from fedray.trained import Prompt
 
@@ -80,7 +80,7 @@ def trained_by_few(clients: Sequence[ClientRecord]) -> str:
     )
 
 
-def lost_by_codec(clients: Sequence[ClientRecord]) -> str:
+def lost_by_codec(rounds: Sequence[RoundRecord], clients: Sequence[ClientRecord]) -> str:
     """What each codec changed of the updates, as HTML; nothing where all went plain."""
     by_codec: dict[str, list[float]] = defaultdict(list)
     codec_of = cache(lambda text: Assignment.from_json(text).up_codec)
@@ -97,9 +97,29 @@ def lost_by_codec(clients: Sequence[ClientRecord]) -> str:
         "<h3>What codecs changed</h3>"
         + html_table(("Up as", "Updates", "Changed, median", "Changed, most"), rows)
         + paragraph(
-            "The length of what a codec changed of an update over the update's own. What that costs in "
-            "accuracy shows beside the same run without it, by fedray compare with --grid over "
-            "menu.up_codecs.",
+            "The length of what a codec changed of an update over the update's own.",
             quiet=True,
         )
+        + paragraph(_cost_of_codecs(rounds), quiet=True)
+    )
+
+
+def _cost_of_codecs(rounds: Sequence[RoundRecord]) -> str:
+    """What rounds lost in accuracy to codecs, or how to find out."""
+    pairs = [
+        (record.plain_accuracy, record.accuracy, record.round)
+        for record in rounds
+        if record.plain_accuracy is not None and record.accuracy is not None
+    ]
+    if not pairs:
+        return (
+            "What that costs in accuracy audit.codecs: true measures round by round, and fedray compare with "
+            "--grid over menu.up_codecs from the start on."
+        )
+    lost = [plain - coded for plain, coded, _ in pairs]
+    plain, coded, last = pairs[-1]
+    return (
+        f"Accuracy lost to codecs in round {last} alone: {plain - coded:+.3f} ({plain:.3f} had its updates "
+        f"been summed as they were before coding, {coded:.3f} as they came); in the median of {len(lost)} "
+        f"evaluated rounds {float(np.median(lost)):+.3f}. What earlier rounds lost is in both."
     )

@@ -82,6 +82,17 @@ def joule_scale(largest: float) -> tuple[float, str]:
     return _scale(largest, ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"), (1e9, "GJ")))
 
 
+def flops_scale(largest: float) -> tuple[float, str]:
+    """The same for FLOPs a second."""
+    steps = ((1.0, "FLOP/s"), (1e6, "MFLOP/s"), (1e9, "GFLOP/s"), (1e12, "TFLOP/s"))
+    return _scale(largest, steps)
+
+
+def bps_scale(largest: float) -> tuple[float, str]:
+    """The same for bits a second."""
+    return _scale(largest, ((1.0, "bit/s"), (1e3, "kbit/s"), (1e6, "Mbit/s"), (1e9, "Gbit/s")))
+
+
 def show_joules(joules: float) -> str:
     """12345 to ``"12.3 kJ"``."""
     divisor, unit = joule_scale(joules)

@@ -5,6 +5,7 @@ from pathlib import Path
 from fedray.errors import ConfigError
 from fedray.report.assigned import memory, mix
 from fedray.report.cuts import cuts
+from fedray.report.fleet import fleet, on_device
 from fedray.report.markup import document
 from fedray.report.phases import tells_phases
 from fedray.report.protection import is_protected, protection
@@ -40,12 +41,14 @@ def page(run: Run) -> str:
     sections = [
         headline(run, cost),
         progress(run, cost),
+        *([fleet(run)] if run.devices else []),
         *([held_back(run), timeline(run)] if tells_phases(run) else []),
         mix(givens, classes),
         *([cuts(run, classes)] if has_cuts(run) else []),
         memory(givens),
         *([protection(run)] if is_protected(run) else []),
         *([participation(classes)] if classes else []),
+        *([on_device(run)] if run.classes else []),
         outcomes(run),
         configuration(run),
     ]

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from fedray.errors import ConfigError
-from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
+from fedray.record import ClassRecord, ClientRecord, DeviceRecord, EvaluationRecord, RoundRecord
 
-_Kind = TypeVar("_Kind", ClientRecord, RoundRecord, EvaluationRecord)
+_Kind = TypeVar("_Kind", ClientRecord, RoundRecord, EvaluationRecord, ClassRecord, DeviceRecord)
 _AGAIN = "resume the run or run it again"
 
 
@@ -24,6 +24,8 @@ class Run:
 
     Attributes:
         config: ``config.yaml`` parsed, and ``config_text`` as it stands there.
+        classes: what device classes can hold; nothing of a run that is not done, or of a simulation.
+        devices: of the fleet; nothing where a yardstick trained.
         environment: ``environment.json``, whatever the run found worth noting.
     """
 
@@ -34,6 +36,8 @@ class Run:
     config: Mapping[str, Any]
     config_text: str
     environment: Mapping[str, Any]
+    classes: Sequence[ClassRecord] = ()
+    devices: Sequence[DeviceRecord] = ()
 
 
 def read_run(folder: Path) -> Run:
@@ -54,10 +58,14 @@ def read_run(folder: Path) -> Run:
         config=_yaml(folder / "config.yaml", config_text),
         config_text=config_text,
         environment=_json(folder / "environment.json"),
+        classes=_records(folder / "classes.parquet", ClassRecord, optional=True),
+        devices=_records(folder / "devices.parquet", DeviceRecord, optional=True),
     )
 
 
-def _records(path: Path, kind: type[_Kind]) -> list[_Kind]:
+def _records(path: Path, kind: type[_Kind], *, optional: bool = False) -> list[_Kind]:
+    if optional and not path.exists():
+        return []
     try:
         table = pq.read_table(path)
     except FileNotFoundError as error:

@@ -97,7 +97,7 @@ def held_back(run: Run) -> Section:
         body += paragraph("Rounds overlapped, so no round waited for one client; shares are not told.")
     else:
         body += _by_phase(shares)
-    body += covered(run.clients) + lost_by_codec(run.clients)
+    body += covered(run.clients) + lost_by_codec(run.rounds, run.clients)
     return Section(anchor="held-back", title=title, body=body)
 
 

@@ -36,10 +36,11 @@ class TrainPack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateRows:
-    """Evaluate an adapter on rows of the pool."""
+    """Evaluate an adapter on rows of the pool, with ``model`` as a client would that has this assignment."""
 
     adapter: Adapter
     rows: Rows
+    model: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ class Carrier:
                     updates = train_pack(self._workshop, order.jobs)
                     return [on_its_way(job, update) for job, update in zip(order.jobs, updates, strict=True)]
             case EvaluateRows():
-                return evaluate_rows(self._workshop, order.adapter, order.rows)
+                return evaluate_rows(self._workshop, order.adapter, order.rows, model=order.model)
             case AuditJob():
                 with self._moved(order.base_delta, (order.job,)):
                     return audit(self._workshop, order.job, order.limit_bytes)

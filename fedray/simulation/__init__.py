@@ -13,6 +13,7 @@ from time import perf_counter
 from fedray import checkpoint
 from fedray.config import Config
 from fedray.environment import CACHE_DIR, run_folder
+from fedray.fitting import devices_of
 from fedray.record import ClientRecord, RoundRecord
 from fedray.report import write_report
 from fedray.simulation.devices import simulated_scene
@@ -26,12 +27,12 @@ Show = Callable[[RoundRecord], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What a simulation came to; the same lies in its folder."""
+    """What a simulation came to; the same lies in its folder. No ``report`` where none was asked for."""
 
     out: Path
     rounds: tuple[RoundRecord, ...]
     clients: tuple[ClientRecord, ...]
-    report: Path
+    report: Path | None
 
 
 def simulate(
@@ -57,6 +58,7 @@ def simulate(
     recorded = None if replay is None else read_recorded(replay)
     simulated = Simulated.at_start(scene)
     with run_folder(out, config, "cpu", config.packs.threads_per_pack):
+        checkpoint.write_devices(out, devices_of(scene))
         for number in range(1, config.rounds.num_rounds + 1):
             started = perf_counter()
             record = play_round(scene, simulated, number, recorded, started)
@@ -67,7 +69,7 @@ def simulate(
         out=out,
         rounds=tuple(simulated.rounds),
         clients=tuple(simulated.clients),
-        report=write_report(out),
+        report=write_report(out) if config.report else None,
     )
 
 

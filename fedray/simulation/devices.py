@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fedray.actual import actual_of
+from fedray.charging import batteries_of
 from fedray.config import Config
 from fedray.cost import Ints
 from fedray.crowd import fleet_of
@@ -40,11 +41,6 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
             f"attackers: {scene.poisoning.name} are after what is learnt, and a simulation trains nothing; "
             "drop it, or use fedray run."
         )
-    if scene.pace.joins:
-        raise ConfigError(
-            "pace.late: join lets rounds overlap, and a simulation plays rounds in step; drop it, or use "
-            "fedray run."
-        )
     if num_clients is None:
         return scene
     fleet = fleet_of(plain, num_clients)
@@ -58,6 +54,7 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
         scene,
         fleet=fleet,
         presence=presence_of(plain, fleet, num_clients),
+        batteries=batteries_of(plain, fleet, num_clients),
         actual=actual_of(plain, num_clients),
         num_rows=scene.num_rows[donors],
         tokens=scene.tokens[donors],

@@ -1,4 +1,4 @@
-"""One simulated round: select, price, decide and close as a run does, and write down what that came to."""
+"""One simulated round, in step or overlapping: it selects, prices, decides and closes as a run does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,19 +9,31 @@ from typing import Any
 import numpy as np
 
 from fedray.assignment import Assignment
+from fedray.battery import Charges
 from fedray.clock import ClosedRound
-from fedray.closing import Outing, close_on_clock, short_of_memory, within_deadline
+from fedray.closing import (
+    Outing,
+    charge_at_start,
+    close_on_clock,
+    short_of_charge,
+    short_of_memory,
+    trips_of,
+    within_deadline,
+)
 from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
+from fedray.landing import called_off, departures_of, play_until_closed
 from fedray.observable import Observable
-from fedray.policy import State
+from fedray.policy import Cohort, Pace, State
 from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
 from fedray.progress import history_of
+from fedray.readiness import Readiness, view_of
 from fedray.record import ClientRecord, RoundRecord, summed
 from fedray.scene import Scene
-from fedray.scheduler import Pricing, ask_menu, ask_selection, decide, price_menu
+from fedray.scheduler import Pricing, Schedule, ask_menu, ask_selection, decide, price_menu
 from fedray.simulation.replay import Recorded
 from fedray.told import held_so_far
+from fedray.underway import Departure, UnderWay
 
 # What a policy is shown of every client where nobody trains.
 _LOSS = 1.0
@@ -29,10 +41,19 @@ _LOSS = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class Simulated:
-    """The one thing that a simulation changes, round by round; ``history`` is what a policy sees of it."""
+    """The one thing that a simulation changes, round by round.
+
+    Attributes:
+        under_way: who is at work between rounds, where these overlap.
+        version: of a state that nobody trains: rounds so far in which an update counted.
+        history: what a policy sees of the rounds.
+    """
 
     pricing: Pricing
     holdings: Holdings
+    charges: Charges = field(default_factory=Charges)
+    under_way: UnderWay = field(default_factory=UnderWay)
+    version: int = 0
     policy_state: State = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     clients: list[ClientRecord] = field(default_factory=list)
@@ -51,6 +72,17 @@ class Simulated:
         return Simulated(pricing=pricing, holdings=holdings)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Played:
+    """A round before it is recorded; ``policy_state`` before the policy learns from it."""
+
+    clients: list[ClientRecord]
+    policy_state: State
+    virtual_seconds: float
+    server_joules: float = 0.0
+    sampling_rate: float | None = None
+
+
 def play_round(
     scene: Scene, simulated: Simulated, number: int, recorded: Recorded | None, started: float
 ) -> RoundRecord:
@@ -66,44 +98,20 @@ def play_round(
     Raises:
         SimulationError: the recorded run decided otherwise.
     """
-    elapsed = float(sum(record.virtual_seconds for record in simulated.rounds))
-    opens = scene.presence.opens(np.arange(scene.num_clients), elapsed)
-    view = scene.view(number, simulated.history, opens)
-    menu = ask_menu(scene.policy, view)
-    pricing = simulated.pricing
-    view = replace(view, offers_of=lambda ids: price_menu(menu, scene.cohort(number, ids), pricing))
-    chosen, policy_state = ask_selection(scene.policy, view, simulated.policy_state)
-    begins, present = scene.presence.asked(chosen, opens)
-    cohort = scene.cohort(number, present)
-    schedule = decide(scene.policy, cohort, price_menu(menu, cohort, pricing), policy_state, pricing)
-    given = schedule.decision.assignments
-    places = np.array([i for i, assignment in enumerate(given) if assignment is not None], np.int64)
-    asked, terms = cohort.take(places), schedule.terms.take(places)
-    outing = Outing(
-        cohort=asked,
-        device=scene.actual.device(asked.device, asked.client_ids, number, begins),
-        begins=begins,
-        given=[assignment for assignment in given if assignment is not None],
-        terms=terms,
-        num_steps=terms.num_steps,
-        peak_bytes=np.zeros(len(places), np.int64),
-    )
-    outing = within_deadline(scene, outing)
-    closed = close_on_clock(scene, simulated.holdings, outing)
-    closed = replace(closed, virtual_seconds=begins - elapsed + closed.virtual_seconds)
-    clients = _records(scene, outing, closed, simulated.holdings)
-    clients = with_cut_epsilon(scene.config, scene.tokens, simulated.clients, clients)
+    play = _overlapping if scene.pace.joins else _in_step
+    played = play(scene, simulated, number)
+    clients = with_cut_epsilon(scene.config, scene.tokens, simulated.clients, played.clients)
     if recorded is not None:
         clients = recorded.replayed(number, clients)
-    told = _told(scene, clients, outing.given)
-    simulated.policy_state = scene.policy.observe(told, schedule.state)
+    told = _told(scene, clients)
+    simulated.policy_state = scene.policy.observe(told, played.policy_state)
     simulated.history += told
     simulated.clients += clients
     wall_seconds = perf_counter() - started
     record = replace(
-        summed(number, clients, virtual_seconds=closed.virtual_seconds, wall_seconds=wall_seconds),
-        server_joules=closed.server_joules,
-        sampling_rate=sampling_rate(scene.privacy, view),
+        summed(number, clients, virtual_seconds=played.virtual_seconds, wall_seconds=wall_seconds),
+        server_joules=played.server_joules,
+        sampling_rate=played.sampling_rate,
         cut_epsilon=highest_cut_epsilon(simulated.rounds, clients),
     )
     record = with_epsilon(scene.privacy, record, simulated.rounds, simulated.clients)
@@ -113,6 +121,102 @@ def play_round(
     return record
 
 
+def _in_step(scene: Scene, simulated: Simulated, number: int) -> _Played:
+    """A round whose clients set out together."""
+    elapsed = float(sum(record.virtual_seconds for record in simulated.rounds))
+    pricing = simulated.pricing
+    ready = Readiness(scene=scene, number=number, charges=simulated.charges, pricing=pricing)
+    opens = ready.begins(elapsed)
+    view = view_of(ready, simulated.history, opens)
+    menu = ask_menu(scene.policy, view)
+    view = replace(view, offers_of=lambda ids: price_menu(menu, ready.cohort(ids, opens), pricing))
+    chosen, policy_state = ask_selection(scene.policy, view, simulated.policy_state)
+    begins, present = ready.asked(chosen, opens)
+    cohort = ready.cohort(present, begins)
+    schedule = decide(scene.policy, cohort, price_menu(menu, cohort, pricing), policy_state, pricing)
+    outing = within_deadline(scene, _outing_of(scene, cohort, schedule, begins))
+    closed = close_on_clock(scene, simulated.holdings, simulated.charges, outing)
+    return _Played(
+        clients=_records(scene, outing, closed, simulated.holdings),
+        policy_state=schedule.state,
+        virtual_seconds=begins - elapsed + closed.virtual_seconds,
+        server_joules=closed.server_joules,
+        sampling_rate=sampling_rate(scene.privacy, view),
+    )
+
+
+def _overlapping(scene: Scene, simulated: Simulated, number: int) -> _Played:
+    """A round that closes while others are on their way."""
+    playing = _Playing(scene, simulated)
+    landed = play_until_closed(playing, number)
+    clients = landed.clients
+    if number == scene.config.rounds.num_rounds:
+        clients = clients + called_off(playing, number)
+    simulated.version += bool(landed.buffer)
+    return _Played(
+        clients=clients, policy_state=simulated.policy_state, virtual_seconds=landed.virtual_seconds
+    )
+
+
+@dataclass(slots=True)
+class _Playing:
+    """`fedray.landing.Playing` for a simulation, in which nobody trains."""
+
+    scene: Scene
+    simulated: Simulated
+
+    @property
+    def way(self) -> UnderWay:
+        return self.simulated.under_way
+
+    @property
+    def charges(self) -> Charges:
+        return self.simulated.charges
+
+    @property
+    def version(self) -> int:
+        return self.simulated.version
+
+    @property
+    def policy_state(self) -> State:
+        return self.simulated.policy_state
+
+    @policy_state.setter
+    def policy_state(self, state: State) -> None:
+        self.simulated.policy_state = state
+
+    def history(self) -> Sequence[Mapping[str, object]]:
+        return self.simulated.history
+
+    def pricing(self, number: int) -> Pricing:
+        return self.simulated.pricing
+
+    def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
+        scene, simulated = self.scene, self.simulated
+        outing = _outing_of(scene, cohort, schedule, begins)
+        trips = trips_of(scene, outing)
+        # Everybody goes to the own end; the pace says in which round that is.
+        closed = close_on_clock(scene, simulated.holdings, simulated.charges, outing, Pace())
+        told = _records(scene, outing, closed, simulated.holdings)
+        return departures_of(told, closed, trips, begins=begins, version=self.version)
+
+
+def _outing_of(scene: Scene, cohort: Cohort, schedule: Schedule, begins: float) -> Outing:
+    """Those who were given something, with all their steps."""
+    given = schedule.decision.assignments
+    places = np.array([i for i, assignment in enumerate(given) if assignment is not None], np.int64)
+    asked, terms = cohort.take(places), schedule.terms.take(places)
+    return Outing(
+        cohort=asked,
+        device=scene.actual.device(asked.device, asked.client_ids, asked.round, begins),
+        begins=begins,
+        given=[assignment for assignment in given if assignment is not None],
+        terms=terms,
+        num_steps=terms.num_steps,
+        peak_bytes=np.zeros(len(places), np.int64),
+    )
+
+
 def _records(scene: Scene, outing: Outing, closed: ClosedRound, holdings: Holdings) -> list[ClientRecord]:
     """One row per client that was given something, without what training would add."""
     as_text = cache(Assignment.to_json)
@@ -120,11 +224,12 @@ def _records(scene: Scene, outing: Outing, closed: ClosedRound, holdings: Holdin
     columns = _columns(scene, outing, closed)
     sizes = scene.anatomy.piece_bytes()
     held = [held_so_far(holdings, client, sizes) for client in columns["client_id"]]
+    columns["charge_joules"] = [charge_at_start(cohort, place) for place in range(len(cohort))]
     columns |= {"held_blocks": [blocks for blocks, _ in held], "held_share": [share for _, share in held]}
     memory = zip(outing.device.memory_bytes.tolist(), cohort.device.memory_bytes.tolist(), strict=True)
     why = [
-        short_of_memory(has, says) if outcome == "oom" else ""
-        for outcome, (has, says) in zip(closed.outcomes, memory, strict=True)
+        short_of_memory(has, says) if outcome == "oom" else short_of_charge(closed, place)
+        for place, (outcome, (has, says)) in enumerate(zip(closed.outcomes, memory, strict=True))
     ]
     return [
         ClientRecord(
@@ -178,14 +283,13 @@ def _columns(scene: Scene, outing: Outing, closed: ClosedRound) -> dict[str, lis
     return {name: array.tolist() for name, array in arrays.items()}
 
 
-def _told(
-    scene: Scene, clients: Sequence[ClientRecord], given: Sequence[Assignment]
-) -> list[Mapping[str, Any]]:
+def _told(scene: Scene, clients: Sequence[ClientRecord]) -> list[Mapping[str, Any]]:
     """The rows as a policy sees them: what training would show is alike for all, or a recorded run's."""
     names, num_blocks = scene.policy.observables, scene.anatomy.num_blocks
     rows: list[Mapping[str, Any]] = []
-    for seen, assignment in zip(history_of(clients), given, strict=True):
-        row = dict(seen)
+    given = cache(Assignment.from_json)
+    for seen, record in zip(history_of(clients), clients, strict=True):
+        row, assignment = dict(seen), given(record.assignment)
         if row["outcome"] == "ok" and row["loss"] is None:
             row["loss"] = _LOSS
             row["statistics"] = {name: _shown(name, assignment, num_blocks) for name in names}

@@ -13,7 +13,9 @@ from fedray.testing.priced_model import GRID, Client
 WHOLE = build_menu(replace(GRID, cuts=()))
 CUTS = build_menu(replace(GRID, local_loss=(False, True)))
 NARROW = build_menu(replace(GRID, cuts=(), tunings=("lora", "full"), widths=(1.0, 0.5)))
-SHALLOW = build_menu(replace(GRID, cuts=(), exits=(1, 2)))
+PARTS = build_menu(
+    replace(GRID, cuts=(), exits=(1, 2), tunings=("lora", "full"), widths=(1.0, 0.5), width_window="salient")
+)
 INFERS = build_menu(replace(GRID, cuts=(), perturbations=(0, 2), up_codecs=("none", "seeds8")))
 
 # The largest entry of these menus takes 172 bytes with the margin, the smallest 112.
@@ -31,7 +33,7 @@ _FLEETS = (
 )
 EXTREMES = tuple(
     PolicyCase(clients=clients, menu=menu, clients_per_round=len(clients))
-    for menu in (WHOLE, CUTS, NARROW, SHALLOW, INFERS)
+    for menu in (WHOLE, CUTS, NARROW, PARTS, INFERS)
     for clients in _FLEETS
 )
 

@@ -1,9 +1,10 @@
 """A model of four blocks whose prices can be worked out by hand, made-up clients, and a server above cuts.
 
 A step takes 5 FLOPs and 100 more for each block, and a client holds 100 bytes, 10 more for each of its blocks
-and 1 more for each unit of rank on them; of blocks of half the width half of that. A batch is four rows; a
-client has eight, of 50 real tokens, and sends 4 bytes of each up and, where a gradient comes down, gets 4
-back, at 100 bytes a second and 0.1 s a message. The server does 50 FLOP/s.
+and 1 more for each unit of rank on them, 3 fewer where a block's activations are in 8 bits; of blocks of half
+the width half of that. A batch is four rows; a client has eight, of 50 real tokens, and sends 4 bytes of each
+up and, where a gradient comes down, gets 4 back, at 100 bytes a second and 0.1 s a message. The server does
+50 FLOP/s.
 """
 
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def footprint_of(entry: Assignment, work: WorkShape) -> Footprint:
     share = 1.0 if entry.width is None else entry.width.share
     flops = 5 + round(100 * len(held) * share)
     return Footprint(
-        peak_bytes=100 + round(10 * len(held) * share) + own_ranks,
+        peak_bytes=100 + round(10 * len(held) * share) + own_ranks - 3 * entry.int8_activations,
         terms=PeakTerms(weights=0, adapters=0, gradients=0, optimizer=0, activations=0, logits=0),
         forward_flops=flops,
         backward_flops=0,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fedray.adapter import WEIGHTS, Adapter
+from fedray.assignment import Assignment
 from fedray.model.sites import Installed, StackedFactors, alone
 from fedray.training.data import TOKEN_MULTIPLE, Rows, bucket
-from fedray.training.packed import Backbone, Course, PackedForward
+from fedray.training.packed import Backbone, Course, PackedForward, course_of
 from fedray.training.parted import Middle, PartedForward, Span
 from fedray.training.shares import in_blocks
 from fedray.training.task import Forward
@@ -46,17 +47,22 @@ class Elsewhere:
 
 
 def evaluate_rows(
-    workshop: Workshop, adapter: Adapter, rows: Rows, elsewhere: Elsewhere | None = None
+    workshop: Workshop,
+    adapter: Adapter,
+    rows: Rows,
+    elsewhere: Elsewhere | None = None,
+    model: Assignment | None = None,
 ) -> Outputs:
     """What the task keeps of each row, in the order of ``rows``; one forward pass without gradient.
 
     Args:
         workshop: of this process.
-        adapter: the global one.
+        adapter: the global one, its weights as wide as the model.
         rows: of the pool.
         elsewhere: the blocks that this process need not have; None if it runs all.
+        model: without a cut, whose blocks, width and bits are run; None for the whole model.
     """
-    backbone = workshop.evaluated
+    backbone = workshop.evaluated if model is None else workshop.backbone_of(model)
     longest = int(workshop.pool.lengths[rows].max())
     tokens = bucket(longest, TOKEN_MULTIPLE, workshop.max_length)
     device = workshop.device
@@ -67,6 +73,9 @@ def evaluate_rows(
     factors |= {WEIGHTS + name: tensor[None].to(device) for name, tensor in adapter.weights.items()}
     head = {name: tensor[None].to(device) for name, tensor in adapter.head.items()}
     with torch.no_grad():
+        if model is not None:
+            course = course_of(model, "memory_efficient", recompute=False)
+            return workshop.task.outputs(PackedForward(backbone, course, factors, head), batch)
         return workshop.task.outputs(_forward(backbone, adapter, factors, head, elsewhere), batch)
 
 

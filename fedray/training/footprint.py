@@ -17,6 +17,7 @@ from fedray.codec_names import num_seeds
 from fedray.cost import Crossing, Footprint, PeakTerms, Roofline, ServerShare, WorkShape
 from fedray.model.counter import ByteCounter, OpCounter
 from fedray.model.load import TORCH_DTYPES
+from fedray.model.meta_memory import MetaMemory
 from fedray.model.trace import StepCounts, counts_at_depth
 from fedray.model.wire import wire_bytes
 from fedray.training.crossing import crossing_of
@@ -40,6 +41,7 @@ class FootprintTracer:
         """Args: cache_dir: where JSON files of traced steps lie; None keeps nothing."""
         self._subject = subject
         self._steps = MetaSteps(subject)
+        self._memory = MetaMemory()
         self._on_disk = KeptCounts(cache_dir, _facts_of(subject))
         self._step_counts = cache(self._count)
         self._footprint = cache(self._build)
@@ -142,8 +144,9 @@ class FootprintTracer:
     def _count(self, side: Side, assignment: Assignment, shape: WorkShape) -> StepCounts:
         counter, ops = ByteCounter(), OpCounter()
         # An operation counter beside the byte counter would inflate the peak.
-        self._steps.run(side, assignment, shape, counter)
-        self._steps.run(side, assignment, shape, ops)
+        with self._memory:
+            self._steps.run(side, assignment, shape, counter)
+            self._steps.run(side, assignment, shape, ops)
         return StepCounts(
             phases=counter.phases,
             ops=ops.ops,

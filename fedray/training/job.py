@@ -39,6 +39,7 @@ class Job:
         update_factor: what it multiplies its update by before it is sent: 1, but for attackers.
         privacy: what it does itself to its update before it sends it (local privacy).
         cut_noise: what it does to hidden states before they cross its cut.
+        keeps_plain: its update comes as it was before coding, too, for who measures what codecs cost.
     """
 
     round: int
@@ -63,6 +64,7 @@ class Job:
     masking: Masking | None = None
     weight: float = 1.0
     update_factor: float = 1.0
+    keeps_plain: bool = False
 
 
 def lone_job(assignment: Assignment, sent: Adapter, *, num_rows: int, tokens: int) -> Job:
@@ -91,6 +93,7 @@ class Update:
             it travels. Of its own side of a cut minus what it was sent after the last averaging, or nothing
             where it keeps that.
         coded: the client's own share of the delta as it crosses; None if it failed, or before it is sent.
+        plain: the delta as it was told before coding, for who measures what codecs cost; it crosses no link.
         told: how far a forward-only client went along each shared direction, where that is all it sends.
         loss: mean over the client's real rows and all its steps.
         client_state: what the client keeps from now on, all of it; it crosses no link.
@@ -107,6 +110,7 @@ class Update:
     loss: float
     wall_seconds: float
     coded: Mapping[str, Tensor] | None = None
+    plain: Adapter | None = None
     told: Tensor | None = None
     client_state: ClientState = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)

@@ -116,7 +116,15 @@ def on_its_way(job: Job, update: Update) -> Update:
         coded = masked(job.masking, job.client_id, _as_told(job, delta), job.weight)
         return replace(update, delta=None, coded=coded)
     sent = sent_up(replace(job, client_state=update.client_state), delta)
-    return replace(update, delta=None, coded=sent.coded, client_state=sent.client_state, lost=sent.lost)
+    plain = _as_told(job, delta) if job.keeps_plain else None
+    return replace(
+        update,
+        delta=None,
+        coded=sent.coded,
+        plain=plain,
+        client_state=sent.client_state,
+        lost=sent.lost,
+    )
 
 
 def _protected(job: Job, delta: Adapter) -> Adapter:

@@ -23,9 +23,10 @@ from fedray.model.added import (
 )
 from fedray.model.anatomy import Anatomy, backbone_prefix
 from fedray.model.prefix import PREFIX, keys_and_values
-from fedray.model.slices import head_place, places_of
+from fedray.model.slices import head_place, narrowed_sizes, places_of
 from fedray.seeds import derive_seed
 from fedray.trained import Prompt, Weights
+from fedray.width import Width
 
 
 def trained_names(anatomy: Anatomy, assignment: Assignment) -> tuple[str, ...]:
@@ -144,7 +145,8 @@ def refuse_parts(rule: Aggregation, anatomy: Anatomy, assignments: Iterable[Assi
                 "menu.sparsities."
             )
     for width in {a.width for a in assignments if a.width is not None}:
-        places_of(anatomy, width)
+        narrowed_sizes(anatomy, width)
+        places_of(anatomy, width.at_start())  # whose axes are all known, whatever lies where
         if rule.moves_base:
             raise ConfigError(
                 f"aggregation {rule.name!r} keeps changes of the whole frozen weights beside them, and a "
@@ -176,6 +178,17 @@ def with_own_weights(
             head[name] = part_of(head[name], of_head)
     weights = {name: part_of(state.adapter.weights[name], own.get(name)) for name in names}
     return replace(adapter, head=head, weights=weights, places=own)
+
+
+def as_wide(anatomy: Anatomy, width: Width | None, adapter: Adapter) -> Adapter:
+    """The parts of weights and head that a model of this width has; all of them without a width."""
+    places, of_head = places_of(anatomy, width), head_place(anatomy, width)
+    weights = {name: part_of(tensor, places.get(name)) for name, tensor in adapter.weights.items()}
+    head = {
+        name: part_of(tensor, of_head if name.endswith("weight") else None)
+        for name, tensor in adapter.head.items()
+    }
+    return replace(adapter, head=head, weights=weights)
 
 
 def _prompt_place(name: str, num_tokens: int, whole: Tensor) -> dict[str, Place]:

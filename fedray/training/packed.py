@@ -11,7 +11,7 @@ K labels, V vocabulary, R largest rank, I and O a linear's widths.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
+from fedray.activations import blocks_in_8_bits
 from fedray.adapter import exit_head
 from fedray.assignment import Assignment, Attention
 from fedray.exits import has_last_head
@@ -28,6 +29,7 @@ from fedray.model.attention import use_attention
 from fedray.model.counter import Phase, Term
 from fedray.model.families import Context
 from fedray.model.layout import Layout, laid_out
+from fedray.model.rounded import kept_in_8_bits
 from fedray.model.sites import (
     Installed,
     LoraSite,
@@ -76,6 +78,7 @@ class Course:
     first_position: int = 0  # of ``blocks`` among all that the client runs: not 0 in a tail
     exits: tuple[int, ...] = ()  # depths behind which a head of their own stands
     distillation: float = 0.0  # weight of what exits learn from each other
+    in_8_bits: range = range(0)  # positions of blocks that keep their activations so
 
 
 def course_of(assignment: Assignment, attention: Attention, *, recompute: bool) -> Course:
@@ -88,6 +91,7 @@ def course_of(assignment: Assignment, attention: Attention, *, recompute: bool) 
         recompute_from=first if recomputes else None,
         attention=attention,
         exits=assignment.exits,
+        in_8_bits=blocks_in_8_bits(first, assignment.int8_activations),
     )
 
 
@@ -244,6 +248,9 @@ class Passage:
 
     def _block(self, position: int, block: int, hidden: Tensor) -> Tensor:
         first = self._course.recompute_from
+        if position in self._course.in_8_bits:
+            with kept_in_8_bits(self._there_anyway(block), hidden.numel() // 2):
+                return self._backbone.anatomy.block(block, hidden, self._context)
         if first is None or position < first:
             return self._backbone.anatomy.block(block, hidden, self._context)
         recomputed: Tensor = checkpoint(
@@ -254,6 +261,14 @@ class Passage:
             preserve_rng_state=False,
         )
         return recomputed
+
+    def _there_anyway(self, block: int) -> Iterator[Tensor]:
+        """What a block's graph saves beside its activations: frozen weights, what is trained, masks."""
+        module, context = self._backbone.anatomy.blocks[block], self._context
+        yield from itertools.chain(module.parameters(), module.buffers())
+        for own in self._factors.values():
+            yield from (own.a, own.b, own.scale) if isinstance(own, StackedFactors) else (own,)
+        yield from (t for t in (context.mask, *(context.rotary or ())) if t is not None)
 
     def _announce_backward(self, hidden: Tensor, position: int) -> None:
         if self._observer is not None and hidden.requires_grad:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, assert_never
 
+from fedray.activations import blocks_in_8_bits
 from fedray.assignment import Assignment, HeadOnly, Lora
 from fedray.trained import Prompt, Weights
 
@@ -32,13 +33,20 @@ def blocks_on(side: Side, assignment: Assignment, num_blocks: int) -> Sequence[i
             assert_never(side)
 
 
-def kinds_of(side: Side, assignment: Assignment, num_blocks: int) -> tuple[tuple[bool, int], ...]:
-    """Of each block that a side runs whether it lies above the cut, or has a head behind it; and its rank."""
+def kinds_of(side: Side, assignment: Assignment, num_blocks: int) -> tuple[tuple[bool, bool, int], ...]:
+    """Of each block that a side runs whether it lies above the cut, or has a head behind it; and its rank.
+
+    Between the two, whether its activations are kept in 8 bits.
+    """
     ranks = _ranks(assignment, num_blocks)
     if side == "whole":
-        return tuple((depth in assignment.exits, rank) for depth, rank in enumerate(ranks, start=1))
+        rounded = blocks_in_8_bits(assignment.first_trained_block, assignment.int8_activations)
+        return tuple(
+            (depth in assignment.exits, depth - 1 in rounded, rank)
+            for depth, rank in enumerate(ranks, start=1)
+        )
     own = blocks_on(side, assignment, num_blocks)
-    return tuple((side == "client" and block >= assignment.cut, ranks[block]) for block in own)
+    return tuple((side == "client" and block >= assignment.cut, False, ranks[block]) for block in own)
 
 
 def shortened(side: Side, assignment: Assignment, num_blocks: int, positions: Sequence[int]) -> Assignment:
@@ -48,9 +56,10 @@ def shortened(side: Side, assignment: Assignment, num_blocks: int, positions: Se
         # Ranks go by place: a submodel's blocks need not be the leading ones.
         places = {position: place for place, position in enumerate(positions, start=1)}
         exits = tuple(places[depth - 1] for depth in assignment.exits)
-        plain = replace(assignment, exits=())
+        rounded = blocks_in_8_bits(assignment.first_trained_block, assignment.int8_activations)
+        plain = replace(assignment, exits=(), int8_activations=0)
         short = _with_ranks(plain, len(positions), 0, [ranks[position] for position in positions])
-        return replace(short, exits=exits)
+        return replace(short, exits=exits, int8_activations=sum(p in rounded for p in positions))
     own = blocks_on(side, assignment, num_blocks)
     kept = [own[position] for position in positions]
     kept_ranks = [ranks[block] for block in kept]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedray.activations import blocks_in_8_bits
 from fedray.adapter import WEIGHTS, Adapter, Factors, difference, is_finite
 from fedray.assignment import Assignment, Dtype, HeadOnly, Lora
 from fedray.codec_names import num_seeds
@@ -90,7 +91,7 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         cut = a.split, a.tail, a.local_loss, a.cut_codec, a.frozen_bottom, _trained_sides(a)
         frozen = a.dtype, a.weight_bits, a.sparsity, _part(a)
         # Other codecs come after training; shared seeds are what directions are drawn from.
-        drawn = a.exits, a.perturbations, num_seeds(a.up_codec), a.ordered
+        drawn = a.exits, a.perturbations, num_seeds(a.up_codec), a.ordered, _rounded(a)
         groups[a.blocks, drawn, cut, frozen, a.batch_size, adapted, job.attention].append(job)
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():
@@ -103,6 +104,10 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
 def _part(a: Assignment) -> Width | None:
     """What of the frozen model a pack shares; where nothing is frozen its size alone."""
     return a.width.at_start() if a.width is not None and a.trains_all_it_holds else a.width
+
+
+def _rounded(a: Assignment) -> range:
+    return blocks_in_8_bits(a.first_trained_block, a.int8_activations)
 
 
 def _trained_sides(a: Assignment) -> tuple[bool, bool]:
@@ -270,19 +275,17 @@ def _keeping(job: Job, update: Update, optimizer: LocalOptimizer) -> Update:
 def local_batches(workshop: Workshop, job: Job, *, longest_first: bool) -> list[Rows]:
     """The rows of each of a job's local steps; ``longest_first`` for what a device holds at most."""
     own = workshop.partitions[job.client_id]
-    if longest_first:
-        # What a device holds at most shows in the batch with the longest row.
-        size = job.assignment.batch_size
-        by_length = own[np.argsort(-workshop.pool.lengths[own], kind="stable")]
-        starts = range(0, len(own), size)
-        return [by_length[start : start + size] for start in starts][: job.assignment.num_steps(len(own))]
-    return rows_of_steps(job, own)
+    if not longest_first:
+        return rows_of_steps(job, own)
+    # What a device holds at most shows in the batch with the longest row.
+    own, size = own[np.argsort(-workshop.pool.lengths[own], kind="stable")], job.assignment.batch_size
+    starts = range(0, len(own), size)[: job.assignment.num_steps(len(own))]
+    return [own[start : start + size] for start in starts]
 
 
 def rows_of_steps(job: Job, own: Rows) -> list[Rows]:
     """Which of its client's rows each of a job's local steps takes."""
-    a = job.assignment
-    seed = derive_seed(job.seed, "batches", job.round, job.client_id, job.dispatch)
+    a, seed = job.assignment, derive_seed(job.seed, "batches", job.round, job.client_id, job.dispatch)
     plan = batch_plan(len(own), a.batch_size, a.num_epochs, a.max_steps, seed)
     return [own[index] for index in plan[: job.num_steps]]
 

@@ -6,7 +6,7 @@ small travels as values.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fedray.assignment import Dtype
-from fedray.model.anatomy import dissect
+from fedray.model.anatomy import Anatomy, dissect
 from fedray.model.load import empty_backbone
 from fedray.training.data import Encoded, Rows
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.packed import Backbone
 from fedray.training.task import Task
 from fedray.training.train import Workshop
+from fedray.width import UnitOrder
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,6 +39,7 @@ class Blueprint:
         config: of the model.
         targets: names of all linears that any assignment adapts.
         threads: that train one pack; the same everywhere, since another number may round otherwise.
+        unit_order: of the model's units by salience, where some client's part is chosen by it.
     """
 
     config: PreTrainedConfig
@@ -48,6 +50,7 @@ class Blueprint:
     tokens_per_wave: int
     threads: int
     device: str
+    unit_order: UnitOrder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ def open_workshop(blueprint: Blueprint, stock: Stock) -> Workshop:
     for dtype, arrays in stock.weights.items():
         model = empty_backbone(blueprint.config, blueprint.task.head, dtype)
         fill(model, arrays, blueprint.device)
-        backbones[dtype] = Backbone.of(dissect(model), [blueprint.targets])
+        backbones[dtype] = Backbone.of(_ordered(dissect(model), blueprint.unit_order), [blueprint.targets])
     return Workshop(
         backbones=backbones,
         task=blueprint.task,
@@ -77,6 +80,10 @@ def open_workshop(blueprint: Blueprint, stock: Stock) -> Workshop:
         tokens_per_wave=blueprint.tokens_per_wave,
         device=blueprint.device,
     )
+
+
+def _ordered(anatomy: Anatomy, order: UnitOrder | None) -> Anatomy:
+    return anatomy if order is None else replace(anatomy, unit_order=lambda: order)
 
 
 def arrays_of(model: PreTrainedModel) -> dict[str, NDArray[Any]]:

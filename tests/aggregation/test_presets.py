@@ -8,6 +8,7 @@ from fedray.aggregation.factor_mean import FactorMean
 from fedray.aggregation.fedex_lora import FedExLora
 from fedray.aggregation.presets import PRESETS, make_aggregation
 from fedray.aggregation.product_svd import ProductSVD
+from fedray.aggregation.rank_bands import RankBands
 from fedray.aggregation.stack import Stack
 from fedray.errors import ConfigError
 
@@ -20,6 +21,7 @@ from fedray.errors import ConfigError
         ("rbla", FactorMean(mode="dimension", form="state", name="rbla")),
         ("flexlora", ProductSVD(form="state", name="flexlora")),
         ("flexlora_delta", ProductSVD(form="delta", name="flexlora_delta")),
+        ("raflora", RankBands()),
         ("flora", Stack(name="flora")),
         ("ffa_lora", FactorMean(mode="frozen_a", form="delta", name="ffa_lora")),
         ("fedex_lora", FedExLora(name="fedex_lora")),

@@ -14,7 +14,7 @@ from fedray.aggregation.presets import make_aggregation
 from fedray.aggregation.rule import Accumulator, Aggregation
 from fedray.errors import TrainingError
 
-NAMES = ["fedit", "hetlora", "rbla", "flexlora", "flexlora_delta", "flora", "fedex_lora"]
+NAMES = ["fedit", "hetlora", "rbla", "flexlora", "flexlora_delta", "raflora", "flora", "fedex_lora"]
 
 
 def state_of(inputs: int = 9, outputs: int = 8, rank: int = 4) -> GlobalState:

@@ -48,7 +48,7 @@ def test_a_site_that_half_of_the_cohort_froze_shrinks_to_a_quarter_under_zero_pa
     assert found == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize("name", ["rbla", "flexlora_delta", "flora"])
+@pytest.mark.parametrize("name", ["rbla", "flexlora_delta", "raflora", "flora"])
 def test_a_rule_that_is_not_lossy_drifts_by_nothing(name):
     assert drift(make_aggregation(name), DIAGONAL, MIXED) == 0.0
 

@@ -9,7 +9,9 @@ import pytest
 
 import fedray
 from fedray.cli import MISTAKE, main
-from fedray.config.loading import config_to_yaml
+from fedray.comparison.entrants import Entrant, Trial
+from fedray.comparison.runs import Shown, played
+from fedray.config.loading import config_to_yaml, load_config
 from fedray.errors import ConfigError
 from tiny_run import assert_same_run, merged
 
@@ -64,12 +66,27 @@ def test_the_page_and_the_table_name_everybody_and_stand_alone(done):
 def test_a_comparison_that_was_broken_off_goes_on_to_the_same_numbers(done, small, tmp_path):
     out = shutil.copytree(done.out, tmp_path / "out")
     shutil.rmtree(out / "runs" / "everybody_smallest" / "seed_1")
-    # As if killed after its last round, before its report.
-    (out / "runs" / "drop_weak" / "seed_1" / "report.html").unlink()
+    # As if killed after its last round, before what is left last.
+    shutil.rmtree(out / "runs" / "drop_weak" / "seed_1" / "adapter")
+    (out / "runs" / "centralised" / "seed_1" / "evaluations.parquet").unlink()
     (out / "comparison.parquet").unlink()
     again = fedray.compare(small, out=out, policies=["hetlora"], seeds=2, target=0.2)
     assert again.rows == done.rows
     assert (out / "comparison.parquet").exists()
+    assert (out / "runs" / "drop_weak" / "seed_1" / "adapter").exists()
+
+
+def test_a_run_with_a_page_is_over_when_that_is_drawn(small, tmp_path):
+    config = load_config(merged(small, {"report": True}))
+    trial = Trial(entrant=Entrant(name="drop_weak", options={}), setting={}, seed=0, tuned={})
+    page = trial.place(tmp_path) / "report.html"
+    times = []
+    for _ in range(3):
+        played(config, [trial], tmp_path, Shown(), 0, 1)
+        times.append(page.stat().st_mtime_ns)
+        if len(times) == 2:
+            page.unlink()
+    assert times[0] == times[1] < times[2]
 
 
 def test_tuning_tries_as_much_for_everybody_and_chooses_on_validation_rows(small, tmp_path):

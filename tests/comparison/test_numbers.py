@@ -9,8 +9,9 @@ import pytest
 from fedray.comparison.contest import Finished, Row, difference, rows_of, targets_of
 from fedray.comparison.entrants import Entrant, Trial
 from fedray.comparison.measures import jain, trajectory_of
+from fedray.comparison.page import comparison_page, text_of
 from fedray.comparison.shown_numbers import shown_difference, shown_median
-from fedray.record import ClientRecord, RoundRecord
+from fedray.record import ClassRecord, ClientRecord, RoundRecord
 from fedray.report.reading import Run
 
 ROUND = RoundRecord(
@@ -178,3 +179,48 @@ def test_a_run_that_evaluated_nothing_has_costs_and_no_accuracy():
     rows = rows_of([replace(blind, run=run)], targets_of([replace(blind, run=run)], None))
     assert value_of(rows, "p", "accuracy").value is None
     assert value_of(rows, "p", "total", "energy").value == 4.0
+
+
+LONG = "hetlora(capacity=up_bps, patience=3, some_option=another)"
+
+
+def test_on_a_terminal_of_80_columns_no_name_is_cut_off_and_no_line_is_longer():
+    names = (LONG, "everybody_smallest")
+    runs = [finished(name, seed, [0.5, 0.7 + seed / 100]) for seed in range(3) for name in names]
+    lines = text_of(rows_of(runs, {"": 0.65}), {"": 0.65}).splitlines()
+    assert max(map(len, lines)) <= 80
+    # A name is folded in the first column; it stands whole in each of two tables.
+    folded = "".join(line[:20] for line in lines[2:]).replace(" ", "")
+    assert folded.count(LONG.replace(" ", "")) == 2
+    accuracy, cost = [" ".join(line.split()[1:]) for line in lines if line.startswith("everybody_smallest")]
+    # Seeds end at 0.70, 0.71 and 0.72, as the first policy's do; the target is reached after 20 s.
+    assert accuracy == "0.710 0.710 0.710 0.710 +0.000 [+0.000, +0.000]"
+    assert cost.startswith("20.0 s")
+
+
+def held(name, accuracy):
+    model = "2 of 4 blocks" if accuracy is not None else ""
+    return ClassRecord(
+        device_class=name,
+        num_clients=4,
+        num_holding=3,
+        assignment="",
+        model=model,
+        accuracy=accuracy,
+        loss=None,
+    )
+
+
+def test_what_a_class_can_run_by_itself_is_a_measure_of_the_class_and_null_where_it_holds_nothing():
+    runs = []
+    for seed in range(3):
+        one = finished("p", seed, [0.5])
+        classes = (held("watch", None), held("phone", 0.3 + seed / 10))
+        runs.append(Finished(trial=one.trial, run=replace(one.run, classes=classes)))
+    rows = rows_of(runs, {"": 0.4})
+    by_class = [(r.seed, r.group, r.value) for r in rows if r.measure == "accuracy on device"]
+    assert by_class[:4] == [(0, "watch", None), (0, "phone", 0.3), (1, "watch", None), (1, "phone", 0.4)]
+    assert shown_median(rows, "p", "accuracy on device", "phone") == "0.400"
+    page = comparison_page(runs, rows, [], {"": 0.4})
+    assert "the largest part of it that at least half of the class can train without a server" in page
+    assert "<td>0.400</td>" in page

@@ -1,10 +1,13 @@
 """Narrower models: what the whole one computes without the units left out, and ordinary folders."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedray.errors import ModelError
+from fedray.model.salience import by_salience
 from fedray.model.slices import narrowed, places_of, sizes_of
 from fedray.training.optimizer import LocalOptimizer
 from fedray.width import Width
@@ -44,13 +47,21 @@ def silenced(anatomy, end, kept):
             module.weight.data[gone if transposed else (slice(None), gone)] = 0
 
 
+def ordered(anatomy):
+    order = by_salience(anatomy)
+    return replace(anatomy, unit_order=lambda: order), order
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("window", "turn"), [("prefix", 0), ("rolling", 2)])
+@pytest.mark.parametrize(("window", "turn"), [("prefix", 0), ("rolling", 2), ("salient", 0)])
 def test_a_narrow_feed_forward_part_is_the_whole_one_with_the_other_units_silent(family, window, turn):
     anatomy, batch = shop_of(family)
     width = Width(share=0.25, window=window, turn=turn)
+    for later in anatomy.blocks[1:]:  # so that all blocks put their units in one order
+        later.load_state_dict(anatomy.blocks[0].state_dict())
+    anatomy, order = ordered(anatomy)
     narrow = answer(narrowed(anatomy, width), batch)
-    silenced(anatomy, DOWN[family], width.indices("ffn", sizes_of(anatomy).ffn, 0))
+    silenced(anatomy, DOWN[family], width.indices("ffn", sizes_of(anatomy).ffn, 0, order))
     torch.testing.assert_close(narrow, answer(anatomy, batch), rtol=1e-4, atol=1e-5)
 
 
@@ -109,11 +120,12 @@ def test_leading_pairs_of_rotating_heads_keep_their_frequencies():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("window", ["prefix", "random"])
+@pytest.mark.parametrize("window", ["prefix", "random", "salient"])
 def test_a_narrower_model_is_an_ordinary_one_of_its_family(family, window, tmp_path):
     anatomy, batch = shop_of(family)
+    anatomy, _ = ordered(anatomy)
     rotates = family in ("llama", "qwen3")
-    axes = ("hidden", "heads", "ffn") if rotates and window == "random" else ("hidden", "head_dim", "ffn")
+    axes = ("hidden", "heads", "ffn") if rotates and window != "prefix" else ("hidden", "head_dim", "ffn")
     width = Width(share=0.5, axes=axes, window=window, turn=3 if window == "random" else 0)
     narrow = narrowed(anatomy, width)
     narrow.model.save_pretrained(tmp_path)
@@ -141,6 +153,11 @@ def test_a_narrower_model_is_an_ordinary_one_of_its_family(family, window, tmp_p
             "llama",
             {"axes": ("head_dim",), "window": "random"},
             "narrowed to their leading pairs.*random window",
+        ),
+        (
+            "qwen3",
+            {"axes": ("head_dim",), "window": "salient"},
+            "narrowed to their leading pairs.*salient window",
         ),
         (
             "llama",

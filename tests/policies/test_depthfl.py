@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from fedray.agreed import agreed_local_rules
 from fedray.assignment import Assignment
@@ -54,6 +55,41 @@ def test_what_is_above_everybodys_depth_stays_what_it_was_bit_for_bit(by_depth, 
         assert same == (int(site.split(".")[2]) >= 2), site
     for name, tensor in after.head.items():
         assert torch.equal(tensor, before.head[name]) == (not name.startswith("exit_")), name
+
+
+def test_parts_that_are_narrower_and_shallower_cost_what_was_predicted_and_join_without_a_change(
+    tiny, tmp_path
+):
+    changes = {
+        "menu": {
+            "tunings": ["full"],
+            "ranks": [],
+            "depths": ["all"],
+            "exits": [1, 2],
+            "widths": [1.0, 0.5],
+            "width_axes": ["hidden", "head_dim", "ffn"],
+        },
+        "policy": "scalefl_style",
+        "fleet": save_fleet(tmp_path / "unlike.csv", [100, 160, 220, 600, 100, 160, 220, 600]),
+        "rounds": {"num_rounds": 1, "clients_per_round": 8},
+        "training": {"learning_rate": 0.0, "head_learning_rate": 0.0},
+    }
+    result = run(load_config(merged(tiny, changes)), tmp_path / "run")
+    given = [Assignment.from_json(row.assignment) for row in result.clients]
+    assert len({(entry.cut, entry.width) for entry in given}) >= 3
+    assert any(entry.width is not None and entry.cut < 4 for entry in given)
+    for row in result.clients:
+        assert row.outcome == "ok"
+        assert (row.up_bytes, row.down_bytes) == (row.predicted_up_bytes, row.predicted_down_bytes)
+        if row.measured_peak_bytes is not None:
+            assert row.measured_peak_bytes == pytest.approx(row.predicted_peak_bytes, rel=0.02)
+    before = AutoModel.from_pretrained(tiny["model"])
+    for name, tensor in result.adapter.weights.items():
+        assert torch.equal(tensor, before.get_parameter(name).data), name
+    heads = begun(merged(tiny, changes))[1].state.adapter.head
+    assert {name: torch.equal(t, heads[name]) for name, t in result.adapter.head.items()} == dict.fromkeys(
+        heads, True
+    )
 
 
 def test_packs_change_nothing_but_rounding_and_actors_nothing_at_all(by_depth):

@@ -16,13 +16,13 @@ MENU = menu_of(ranks=(2, 8), depths=(1, "all"), cuts=())
 MEMORY = [200, 160, 147, 100]
 
 
-@pytest.mark.parametrize("name", ["flexlora", "flora", "ffa"])
+@pytest.mark.parametrize("name", ["flexlora", "flora", "ffa", "raflora_style"])
 def test_blocks_come_first_and_then_the_largest_rank_that_fits(name):
     ranks = given_ranks(scheduled(name, cohort_of(MEMORY), MENU))
     assert ranks == [(8,) * 4, (2,) * 4, (0, 0, 0, 2), None]
 
 
-@pytest.mark.parametrize("name", ["flexlora", "ffa"])
+@pytest.mark.parametrize("name", ["flexlora", "ffa", "raflora_style"])
 def test_with_cuts_the_server_runs_no_more_than_it_must(name):
     # With a cut 100 + 10 + 2 = 112 for one block, 124 for two, 136 for three.
     menu = menu_of(ranks=(2,))
@@ -42,7 +42,12 @@ def test_ffa_gives_everybody_the_papers_one_rank_or_nothing():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("flexlora", "the menu has none"), ("flora", "none of the menu's 1"), ("ffa", "rank 1 or more")],
+    [
+        ("flexlora", "the menu has none"),
+        ("raflora_style", "the menu has none"),
+        ("flora", "none of the menu's 1"),
+        ("ffa", "rank 1 or more"),
+    ],
 )
 def test_a_menu_without_ranks_is_refused(name, message):
     with pytest.raises(PolicyError, match=message):
@@ -50,7 +55,8 @@ def test_a_menu_without_ranks_is_refused(name, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"), [("flexlora", "flexlora"), ("flora", "flora"), ("ffa", "ffa_lora")]
+    ("name", "rule"),
+    [("flexlora", "flexlora"), ("flora", "flora"), ("ffa", "ffa_lora"), ("raflora_style", "raflora")],
 )
 def test_each_asks_for_its_papers_aggregation(name, rule):
     assert load_policy(name).aggregation == rule

@@ -33,6 +33,31 @@ def test_legend_gives_the_slow_the_depth_that_is_quickest_and_the_others_the_dee
     assert [sum(e.adapter.ranks) for e in given("legend_style", cohort, {"percentile": 100.0})][-1] == 20
 
 
+def test_fedquad_rounds_as_few_blocks_as_let_a_deeper_adapter_fit():
+    menu = menu_of(ranks=(8,), cuts=())
+    # 140 and 8 for each trained block, less 3 for each in 8 bits; times 1.02: 175.4 for all, 166.3 with three
+    # of them rounded, 163.2 with all; 167.3 for three, 158.1 with all three rounded; 151.0 for one.
+    cohort = cohort_of([500, 167, 163, 155, 145])
+    schedule = scheduled("fedquad_style", cohort, menu, {"percentile": 100.0})
+    given = [
+        None if e is None else (e.num_trained_blocks, e.int8_activations)
+        for e in schedule.decision.assignments
+    ]
+    assert given == [(4, 0), (4, 3), (3, 2), (2, 2), None]
+
+
+def test_scalefl_gives_the_largest_product_of_depth_and_width_and_of_equal_ones_the_nearest_to_both():
+    menu = menu_of(ranks=(), tunings=("full",), cuts=(), exits=(1, 2), widths=(1.0, 0.5, 0.25))
+    # 100 bytes, 10 for each block times its width, 1 for each trained block; times 1.02.
+    cohort = cohort_of([500, 126, 122, 114, 106, 100])
+    levels = [
+        None if entry is None else (entry.cut, 1.0 if entry.width is None else entry.width.share)
+        for entry in scheduled("scalefl_style", cohort, menu).decision.assignments
+    ]
+    # 124 for all blocks at a half and 122 for half of them; a quarter of all is 114 wide, 112 even, 111 deep.
+    assert levels == [(4, 1.0), (2, 1.0), (2, 0.5), (1, 1.0), (1, 0.25), None]
+
+
 def test_fedpilot_fills_the_budget_with_what_is_worth_most():
     # Rank 8 on all blocks is 64 bytes both ways and worth 37, rank 2 is 16 and 13; times the root of rows.
     clients = [Client(memory_bytes=500, num_rows=8), Client(memory_bytes=500, num_rows=32)]

@@ -1,4 +1,4 @@
-"""HeteroFL and FedRolex: the widest part that fits, averaged over who holds it, in whole runs."""
+"""HeteroFL, FedRolex and what is like RaFFM: the widest part that fits, averaged over who holds it."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+import fedray
 from fedray import checkpoint
 from fedray.assignment import Assignment
 from fedray.config import load_config
@@ -16,7 +17,7 @@ from fedray.model.anatomy import dissect
 from fedray.model.slices import places_of
 from fedray.policy_loading import load_policy
 from fedray.training.own_weights import initial_weights
-from tiny_run import assert_same_adapter, merged, opened, played, save_fleet
+from tiny_run import assert_same_adapter, merged, opened, played, records, save_fleet
 
 MENU = {
     "tunings": ["full"],
@@ -25,6 +26,7 @@ MENU = {
     "widths": [1.0, 0.5, 0.25],
     "width_axes": ["hidden", "head_dim", "ffn"],
 }
+SALIENT = {"width_window": "salient"}
 # Room for a quarter, half or all of the model trained with AdamW.
 MEMORY_KIB = [110, 220, 600, 110, 220, 600, 110, 220]
 
@@ -77,10 +79,10 @@ def test_what_nobody_holds_keeps_its_bits_and_what_somebody_holds_moves(narrow, 
 
 
 def test_without_training_taking_parts_and_joining_them_changes_no_bit(narrow, tmp_path):
-    """Claim R6: merge after extract is the identity, for prefixes and for windows that move."""
+    """Claim R6: merge after extract is the identity, for prefixes, windows that move and salient units."""
     still = merged(narrow, {"training": {"learning_rate": 0.0, "head_learning_rate": 0.0}})
-    for name in ("heterofl", "fedrolex"):
-        result = run(load_config(merged(still, {"policy": name})), tmp_path / name)
+    for name, menu in (("heterofl", {}), ("fedrolex", {}), ("raffm_style", SALIENT)):
+        result = run(load_config(merged(still, {"policy": name, "menu": menu})), tmp_path / name)
         before = AutoModel.from_pretrained(narrow["model"])
         for tensor_name, tensor in result.adapter.weights.items():
             assert torch.equal(tensor, before.get_parameter(tensor_name).data), tensor_name
@@ -104,9 +106,47 @@ def test_a_rolling_window_has_trained_every_unit_alike_after_a_turn_and_a_prefix
     assert counts["heterofl"].tolist() == [24] * 12 + [0] * 12
 
 
-def test_a_run_resumed_after_a_round_ends_as_an_unbroken_one(narrow, tmp_path):
-    config = merged(narrow, {"policy": "fedrolex"})
-    unbroken = played_weights(narrow, "fedrolex", 2)
+def test_the_most_salient_units_are_what_clients_train_and_a_simulation_needs_no_weights(narrow, tmp_path):
+    poor = save_fleet(tmp_path / "poor.csv", [220] * 8)
+    changes = {"policy": "raffm_style", "menu": SALIENT, "fleet": poor, "rounds": {"num_rounds": 1}}
+    config = merged(narrow, changes)
+    result = run(load_config(config), tmp_path / "run")
+    assert {Assignment.from_json(row.assignment).width.window for row in result.clients} == {"salient"}
+    before = AutoModel.from_pretrained(narrow["model"], add_pooling_layer=False)
+    # A hidden unit's weights, in a model of 16 of them: of each tensor the axes that are as long.
+    squares = sum(
+        tensor.double().square().sum(dim=[d for d in range(tensor.dim()) if d != axis])
+        for name, tensor in before.named_parameters()
+        for axis in range(tensor.dim())
+        if tensor.shape[axis] == 16 and hidden_axis(name, axis)
+    )
+    salient = squares.argsort(descending=True)[:8].sort().values
+    now = result.adapter.weights["embeddings.word_embeddings.weight"]
+    moved = (now != before.embeddings.word_embeddings.weight).any(0).nonzero().flatten()
+    assert moved.tolist() == salient.tolist() != list(range(8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "fedray.scene.unit_order_of", lambda *_: pytest.fail("a simulation asked for the order")
+        )
+        simulated = fedray.simulate(config, out=tmp_path / "simulated")
+    learnt = ("loss", "measured_peak_bytes", "wall_seconds", "attempts")
+    assert records(simulated.out, "clients", learnt) == records(result.out, "clients", learnt)
+
+
+def hidden_axis(name, axis):
+    """Whether an axis of 16 is that of hidden states, which queries, keys and values read by their second."""
+    if name.endswith(("query.weight", "key.weight", "value.weight")):
+        return axis == 1
+    if name.endswith(("query.bias", "key.bias", "value.bias")):
+        return False
+    return axis == 0 if name.endswith("attention.output.dense.weight") else True
+
+
+@pytest.mark.parametrize(("policy", "menu"), [("fedrolex", {}), ("raffm_style", SALIENT)])
+def test_a_run_resumed_after_a_round_ends_as_an_unbroken_one(narrow, tmp_path, policy, menu):
+    narrow = merged(narrow, {"menu": menu})
+    config = merged(narrow, {"policy": policy})
+    unbroken = played_weights(narrow, policy, 2)
     scene, progress, runtime = opened_with_weights(config)
     try:
         play_round(scene, progress, runtime, 1)
@@ -116,6 +156,25 @@ def test_a_run_resumed_after_a_round_ends_as_an_unbroken_one(narrow, tmp_path):
     finally:
         runtime.close()
     assert_same_adapter(progress.state.adapter, unbroken.state.adapter)
+
+
+def test_parts_by_salience_that_nobody_asked_the_run_for_are_refused(narrow):
+    class Own:
+        def menu(self, view):
+            widths = [entry.width and replace(entry.width, window="salient") for entry in view.menu]
+            return [replace(entry, width=own) for entry, own in zip(view.menu, widths, strict=True)]
+
+        def assign(self, cohort, offers):
+            return offers.best(offers.cut)
+
+    with pytest.raises(PolicyError, match=r"no order of the model's units by salience; set menu.width_wind"):
+        fedray.plan(narrow, policy=Own())
+    with pytest.raises(
+        PolicyError, match=r"fedrolex moves its parts itself, and the menu has a width 0.*sal"
+    ):
+        fedray.plan(merged(narrow, {"policy": "fedrolex", "menu": SALIENT}))
+    with pytest.raises(PolicyError, match=r"raffm_style trains all weights of the most salient parts"):
+        fedray.plan(merged(narrow, {"policy": "raffm_style"}))
 
 
 @pytest.mark.parametrize("name", ["heterofl", "fedrolex"])

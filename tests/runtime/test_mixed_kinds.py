@@ -18,6 +18,7 @@ MENU = {
     "cuts": [1],
     "widths": [1.0, 0.5],
     "width_axes": ["ffn"],
+    "width_window": "salient",
     "up_codecs": ["none", "int8"],
     "weight_bits": ["all", 8],
 }
@@ -42,13 +43,18 @@ def plain(entry):
 
 
 class OfEveryKind:
-    """Client k gets the k-th kind, and those beyond a model of two of the blocks."""
+    """Client k gets the k-th kind, and those beyond a model of two of the blocks.
+
+    The second keeps its activations in 8 bits.
+    """
 
     def assign(self, cohort, offers, state):
         given = []
         for client in cohort.client_ids.tolist():
             kind = KINDS[client] if client < len(KINDS) else KINDS[0]
             entry = next(entry for entry in offers.menu if kind(entry))
+            if client == 1:
+                entry = replace(entry, int8_activations=1)
             if client >= len(KINDS):
                 adapter = replace(entry.adapter, ranks=(2, 2))
                 entry = replace(entry, blocks=(0, 2), adapter=adapter)

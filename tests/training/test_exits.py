@@ -7,18 +7,20 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedray.adapter import WEIGHTS
+from fedray.adapter import WEIGHTS, GlobalState
 from fedray.assignment import Assignment, HeadOnly, lora_on_top, weights_on_top
 from fedray.config import load_config
 from fedray.cost import WorkShape
 from fedray.errors import ConfigError
 from fedray.exits import ramp
 from fedray.menu import Grid, build_menu
+from fedray.model.slices import narrowed
 from fedray.training.audit import audit
 from fedray.training.optimizer import LocalOptimizer
-from fedray.training.own_weights import pretrained, trained_names
+from fedray.training.own_weights import pretrained, trained_names, with_own_weights
 from fedray.training.packed import losses_of_exits
 from fedray.training.train import form_packs, train_pack
+from fedray.width import Width
 from lone import Case, real, tracer
 from shop import BLOCKS, LABELS, TARGETS, TASKS, assign, build, job
 
@@ -81,15 +83,25 @@ def test_the_weight_of_teaching_rises_as_in_the_published_code():
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])
-def test_a_step_is_the_gradient_of_all_heads_losses_on_the_plain_model(family):
+@pytest.mark.parametrize("axes", [None, ("ffn",), ("hidden", "head_dim", "ffn")], ids=str)
+def test_a_step_is_the_gradient_of_all_heads_losses_on_the_plain_model(family, axes):
     workshop = build(family, [4], SGD)
-    anatomy = workshop.backbones["fp32"].anatomy
+    whole = workshop.backbones["fp32"].anatomy
+    width = None if axes is None else Width(share=0.5, axes=axes)
     entry = Assignment(
-        blocks=tuple(range(3)), adapter=weights_on_top(3, 2, "all"), batch_size=4, exits=(1, 3), max_steps=1
+        blocks=tuple(range(3)),
+        adapter=weights_on_top(3, 2, "all"),
+        batch_size=4,
+        exits=(1, 3),
+        max_steps=1,
+        width=width,
     )
-    own = job(workshop, family, 0, entry)
-    weights = pretrained(anatomy.model, trained_names(anatomy, entry))
-    own = replace(own, sent=replace(own.sent, weights=weights))
+    own = job(workshop, family, 0, replace(entry, width=None))
+    state = GlobalState(
+        adapter=replace(own.sent, weights=pretrained(whole.model, trained_names(whole, entry)))
+    )
+    own = replace(own, assignment=entry, sent=with_own_weights(whole, entry, state, own.sent))
+    anatomy, weights = narrowed(whole, width), own.sent.weights
     assert set(own.sent.head) == {"exit_1.weight", "exit_1.bias", "exit_3.weight", "exit_3.bias"}
     (update,) = train_pack(workshop, [own])
     batch = workshop.pool.batch(workshop.partitions[0], 24)
@@ -186,7 +198,7 @@ def test_a_deep_model_with_exits_is_priced_from_its_first_middle_and_last_blocks
     lora = lora_on_top(12, 12, 4, targets=("query",))
     entry = Assignment(blocks=tuple(range(12)), adapter=lora, exits=(6, 12))
     kinds = kinds_of("whole", entry, 12)
-    assert [at_exit for at_exit, _ in kinds] == [depth in (6, 12) for depth in range(1, 13)]
+    assert [at_exit for at_exit, *_ in kinds] == [depth in (6, 12) for depth in range(1, 13)]
     short = shortened("whole", entry, 12, (0, 1, 4, 5, 6, 7, 10, 11))
     assert (short.exits, len(short.blocks)) == ((4, 8), 8)
 
@@ -206,6 +218,12 @@ def test_a_model_of_fewer_blocks_holds_and_sends_fewer_bytes():
 
 
 # The menu.
+
+
+def test_a_menu_has_every_depth_in_every_width():
+    grid = Grid(num_blocks=4, targets=(), ranks=(), tunings=("full",), exits=(2,), widths=(1.0, 0.5))
+    found = {(len(e.blocks), e.exits, e.width and e.width.share) for e in build_menu(grid)}
+    assert found == {(2, (2,), None), (2, (2,), 0.5), (4, (2,), None), (4, (2,), 0.5)}
 
 
 def test_a_menu_with_exits_has_every_depth_alone_with_the_exits_below_it():
@@ -254,12 +272,8 @@ def test_an_exit_behind_every_block_is_refused():
     ("tree", "words"),
     [
         (
-            {"menu": {"exits": [2], "tunings": ["full"], "widths": [0.5]}},
-            "which menu.widths narrows; drop one",
-        ),
-        (
             {"menu": {"exits": [2], "cuts": [1], "whole": False}},
-            "which menu.whole: false offers clients none of",
+            "menu.whole: false offers clients none of these",
         ),
     ],
 )

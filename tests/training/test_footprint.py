@@ -140,10 +140,10 @@ def test_depths_beyond_three_blocks_of_a_kind_are_extrapolated_to_the_byte() -> 
     deep = LlamaConfig(**{**LONG, "num_hidden_layers": 12}, num_key_value_heads=2)
     case = next(iter(cases("llama")))
     workshop, _ = real(case)
-    for recompute in (False, True):
+    for more in ({}, {"recompute": True}, {"int8_activations": 5}):
         ranks = (0,) * 5 + (8,) * 6 + (2,)
         lora = Lora(ranks=ranks, targets=TARGETS["llama"])
-        assignment = Assignment(blocks=tuple(range(12)), adapter=lora, recompute=recompute, batch_size=2)
+        assignment = Assignment(blocks=tuple(range(12)), adapter=lora, batch_size=2, **more)
         shape = WorkShape(rows=2, tokens=64, attention="eager")
         deepened = replace(
             subject(case, workshop), anatomies={"fp32": dissect(empty_backbone(deep, "causal_lm"))}

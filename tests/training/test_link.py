@@ -309,12 +309,12 @@ def test_a_rule_of_states_refuses_a_lossy_way_down_and_one_of_new_factors_what_o
         rule = make_aggregation(name)
         head = replace(entry, adapter=HeadOnly(), up_codec="top10")
         refuse_codecs(rule, [entry, replace(entry, up_codec="int4"), head])
-        if name in ("fedit", "hetlora", "rbla", "flexlora"):
+        if name in ("fedit", "hetlora", "rbla", "flexlora", "raflora"):
             with pytest.raises(ConfigError, match=f"averages what they end with.*name: {name}, options"):
                 refuse_codecs(rule, [entry, down])
         else:
             refuse_codecs(rule, [down])
-        if name in ("product_svd", "flexlora", "flexlora_delta", "stack", "flora"):
+        if name in ("product_svd", "flexlora", "flexlora_delta", "raflora", "stack", "flora"):
             with pytest.raises(ConfigError, match=f"'{name}' gives clients other factors"):
                 refuse_codecs(rule, [up])
         else:
