@@ -5,7 +5,8 @@ and run in their order, LoRA of one rank on all of them beside the head; the ser
 factors over the clients that held it, all alike (the aggregation ``coverage_mean``), and a block nobody held
 stays what it was. The frozen weights of blocks that a client has not met before must reach it, and its offer
 pays for them. Left out: one net size per domain; what a client can hold is what fits it. The published
-accuracies are not checked.
+accuracies are not checked. With ``blocks="in_turn"``, nobody's published method, a client's blocks are
+neighbours that move up by one a round, around the end: what FedRolex (2212.01548) does to widths.
 """
 
 from collections.abc import Sequence
@@ -28,9 +29,11 @@ class FedRA:
 
     aggregation = "coverage_mean"
 
-    def __init__(self, *, rank: int | None = None) -> None:
-        """Args: ``rank``: of every trained block; the largest of the menu if absent."""
-        self._rank = rank
+    def __init__(self, *, rank: int | None = None, blocks: str = "by_lot") -> None:
+        """Args: ``rank``: of every trained block, the menu's largest if absent; ``blocks``: see the file."""
+        if blocks not in ("by_lot", "in_turn"):
+            raise PolicyError(f"fedra: blocks is by_lot or in_turn, found {blocks!r}.")
+        self._rank, self._in_turn = rank, blocks == "in_turn"
 
     def menu(self, view: View) -> Sequence[Assignment]:
         """Of each whole LoRA entry that trains every block, submodels of every depth."""
@@ -53,8 +56,11 @@ class FedRA:
                 given.append(None)
                 continue
             entry = offers.menu[row]
-            drawn = generator(cohort.seed, "fedra", client).permutation(num_blocks)[: entry.cut]
-            given.append(replace(entry, blocks=tuple(int(block) for block in np.sort(drawn))))
+            if self._in_turn:
+                order = np.roll(np.arange(num_blocks), 1 - cohort.round)
+            else:
+                order = generator(cohort.seed, "fedra", client).permutation(num_blocks)
+            given.append(replace(entry, blocks=tuple(np.sort(order[: entry.cut]).tolist())))
         return given, state
 
 

@@ -1,5 +1,7 @@
 """FedRA: depth by what fits, blocks by lot, each block's mean over who held it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,15 @@ def test_blocks_are_drawn_evenly_and_by_client_and_round_alone():
     held = np.array([[block in entry.blocks for block in range(BLOCKS)] for entry in drawn])
     np.testing.assert_allclose(held.mean(0), 0.5, atol=0.15)
     assert asked(cohort_of([140] * 2, client_ids=[7, 5])) == [drawn[7], drawn[5]]
+
+
+def test_in_turn_every_block_is_held_as_often_as_any():
+    # Two blocks fit, as above; the model has four, so a turn takes four rounds.
+    cohorts = [replace(cohort_of([140]), round=number) for number in range(1, 6)]
+    rounds = [asked(cohort, blocks="in_turn")[0].blocks for cohort in cohorts]
+    assert rounds == [(0, 1), (1, 2), (2, 3), (0, 3), (0, 1)]
+    with pytest.raises(PolicyError, match="blocks is by_lot or in_turn, found 'rolling'"):
+        load_policy("fedra", {"blocks": "rolling"})
 
 
 def test_a_menu_without_adapters_is_refused():

@@ -107,12 +107,16 @@ def computed(progress):
 def test_any_number_of_actors_computes_what_this_process_does(tiny, nodes, num_actors, tmp_path):
     policy = tmp_path / "asking.py"
     policy.write_text(ASKING)
-    config = merged(tiny, {"rounds": {"num_rounds": 2}, "aggregation": "flora", "policy": str(policy)})
+    # What its server has is looked into by actors, too.
+    attacks = {"updates": True, "labels": True, "membership": True}
+    changes = {"rounds": {"num_rounds": 2}, "aggregation": "flora", "policy": str(policy), "attacks": attacks}
+    config = merged(tiny, changes)
     here, there = played(config), played_on(config, nodes, num_actors)
     assert_same_adapter(here.state.adapter, there.state.adapter)
     assert here.state.base_delta.keys() == there.state.base_delta.keys()
     assert computed(here) == computed(there)
     assert "fisher" in here.clients[0].statistics
+    assert here.rounds[-1].words_found is not None
     assert {record.attempts for record in there.clients} == {1}
 
 
