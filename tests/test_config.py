@@ -191,7 +191,7 @@ def test_a_server_with_sweeps_that_wait_reads_back():
             {"training": {"learning_rat": 1}},
             "training has no key 'learning_rat'; did you mean training.learning_rate?",
         ),
-        ({"audit": {"q": 1}}, "audit has no key 'q'; it has distinct, share."),
+        ({"audit": {"q": 1}}, "audit has no key 'q'; it has distinct, share, codecs."),
         (
             {"data": {"partitioner": {"name": "dirichlet", "alfa": 1.0}}},
             "data.partitioner has no key 'alfa'; did you mean data.partitioner.alpha?",
