@@ -1,19 +1,18 @@
 """Means of LoRA products in which each rank is weighed over the clients that have it: raFLoRA."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from fedray.adapter import Adapter, Factors, GlobalState
+from fedray.adapter import Factors, GlobalState
 from fedray.aggregation.lowrank import LowRank, RunningSum, best_of_rank, bounded, product, stacked
-from fedray.aggregation.product_svd import in_svd_form, like
-from fedray.aggregation.round_sum import NewSite, RoundSum, SiteRule, leading, send_sites
-from fedray.aggregation.rule import Accumulator, Aggregation, Form, Transform
+from fedray.aggregation.product_svd import ProductSVD, in_svd_form, like
+from fedray.aggregation.round_sum import NewSite, RoundSum, SiteRule
+from fedray.aggregation.rule import Accumulator, Form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankBands(Aggregation):
+class RankBands(ProductSVD):
     """FlexLoRA's mean of products, rank index by rank index over its own holders; cut to the global rank.
 
     ``M <- sum over i of (sum over clients with r_k > i of p_k s_k b_ki a_ki) / (sum of their p_k)``: between
@@ -27,29 +26,12 @@ class RankBands(Aggregation):
     L3 and L6 by truncation, and L6 because unlike ranks are weighed unlike.
     """
 
-    form: Form = "state"
     name: str = "raflora"
-    transforms: tuple[Transform, ...] = ()
 
     @property
     def breaks(self) -> frozenset[str]:
         """See the class."""
         return frozenset({"L3", "L5", "L6"})
-
-    @property
-    def keeps_rank_indices(self) -> bool:
-        """No: every round decomposes the product anew."""
-        return False
-
-    @property
-    def averages_states(self) -> bool:
-        """See `rule.Aggregation`."""
-        return self.form == "state"
-
-    @torch.no_grad()
-    def send(self, state: GlobalState, ranks: Mapping[str, int], seed: int) -> Adapter:
-        """See `rule.Aggregation.send`; ``seed`` changes nothing."""
-        return send_sites(state, ranks, lambda site, rank: leading(in_svd_form(state, site), rank))
 
     def start(self, state: GlobalState) -> Accumulator:
         """See `rule.Aggregation.start`."""
