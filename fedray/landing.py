@@ -29,30 +29,32 @@ from fedray.underway import Departure, UnderWay
 _SOON = float(np.nextafter(0.0, 1.0))
 
 
+class Book(Protocol):
+    """What a run or a simulation changes as clients come and go.
+
+    Attributes:
+        under_way: who is at work between rounds.
+        charges: how full batteries were left.
+        policy_state: what the policy remembers.
+    """
+
+    under_way: UnderWay
+    charges: Charges
+    policy_state: State
+
+
 class Playing(Protocol):
     """The run, or the simulation, whose rounds overlap."""
 
     scene: Scene
 
     @property
-    def way(self) -> UnderWay:
-        """Who is at work between rounds."""
-
-    @property
-    def charges(self) -> Charges:
-        """How full batteries were left."""
+    def book(self) -> Book:
+        """What it changes."""
 
     @property
     def version(self) -> int:
         """Of the state: one more with every round in which an update counted."""
-
-    @property
-    def policy_state(self) -> State:
-        """What the policy remembers."""
-
-    @policy_state.setter
-    def policy_state(self, state: State) -> None:
-        """What it remembers from now on."""
 
     def history(self) -> Sequence[Mapping[str, object]]:
         """Of the rounds that are over, as a policy sees it."""
@@ -87,7 +89,9 @@ def play_until_closed(playing: Playing, number: int) -> Landed:
         if not step.land():
             break
     return Landed(
-        clients=step.landed, buffer=step.buffer, virtual_seconds=playing.way.now_seconds - step.begun
+        clients=step.landed,
+        buffer=step.buffer,
+        virtual_seconds=playing.book.under_way.now_seconds - step.begun,
     )
 
 
@@ -110,7 +114,7 @@ def departures_of(
 
 def called_off(playing: Playing, number: int) -> list[ClientRecord]:
     """Who is on the way when the last round has closed: late, and charged for what it did until then."""
-    way = playing.way
+    way = playing.book.under_way
     return [
         replace(
             _until_now(playing.scene, one, way.now_seconds),
@@ -139,7 +143,7 @@ class _Step:
     refills: int = 0
 
     def __post_init__(self) -> None:
-        self.begun = self.playing.way.now_seconds
+        self.begun = self.playing.book.under_way.now_seconds
 
     @property
     def full(self) -> bool:
@@ -149,7 +153,7 @@ class _Step:
 
     def land(self) -> bool:
         """The next trip's end, if the round does not close before it, or for want of one."""
-        way, pace = self.playing.way, self.playing.scene.pace
+        way, pace = self.playing.book.under_way, self.playing.scene.pace
         following = way.next_end()
         if following is None:
             return False
@@ -170,7 +174,7 @@ class _Step:
 
     def fill(self) -> None:
         """Ask clients for the free places, before the time moves on."""
-        way, scene = self.playing.way, self.playing.scene
+        way, scene = self.playing.book.under_way, self.playing.scene
         following = way.next_end()
         if following is not None and following <= way.now_seconds:
             return
@@ -184,7 +188,7 @@ class _Step:
 
     def _somebody_comes(self, busy: Ints) -> bool:
         """Whether somebody can be asked now; with nobody on the way the time moves on until so."""
-        way, scene = self.playing.way, self.playing.scene
+        way, scene = self.playing.book.under_way, self.playing.scene
         if scene.presence.sessions is None and scene.batteries is None:
             return True
         idle = np.setdiff1d(np.arange(scene.num_clients), busy)
@@ -196,35 +200,35 @@ class _Step:
 
     def _ask(self, busy: Ints, free: int) -> None:
         playing, number = self.playing, self.number
-        scene, now = playing.scene, playing.way.now_seconds
+        scene, now = playing.scene, playing.book.under_way.now_seconds
         ready = self._readiness()
         view = self._view(ready, busy, free)
         menu = ask_menu(scene.policy, view)
         view = replace(view, offers_of=lambda ids: price_menu(menu, ready.cohort(ids, now), ready.pricing))
-        chosen, state = ask_selection(scene.policy, view, playing.policy_state)
+        chosen, state = ask_selection(scene.policy, view, playing.book.policy_state)
         chosen = chosen[view.may_be_asked(chosen)]
         if len(chosen) > free:
             raise PolicyError(
                 f"select chose {len(chosen)} clients at second {now:g} of round {number}, and "
                 f"{free} more may be at work; choose at most view.clients_per_round."
             )
-        playing.policy_state = state
+        playing.book.policy_state = state
         if not len(chosen):
             return
         cohort = ready.cohort(np.sort(chosen), now)
         offers = price_menu(menu, cohort, ready.pricing)
         schedule = decide(scene.policy, cohort, offers, state, ready.pricing)
-        playing.policy_state = schedule.state
+        playing.book.policy_state = schedule.state
         for departure in playing.set_out(cohort, schedule, now):
-            playing.way.depart(departure)
+            playing.book.under_way.depart(departure)
 
     def _readiness(self) -> Readiness:
         playing, number = self.playing, self.number
         pricing = playing.pricing(number)
-        return Readiness(scene=playing.scene, number=number, charges=playing.charges, pricing=pricing)
+        return Readiness(scene=playing.scene, number=number, charges=playing.book.charges, pricing=pricing)
 
     def _view(self, ready: Readiness, busy: Ints, free: int) -> View:
-        view = view_of(ready, self.playing.history(), self.playing.way.now_seconds)
+        view = view_of(ready, self.playing.history(), self.playing.book.under_way.now_seconds)
         seed = view.seed
         if self.refills:
             seed = derive_seed(self.playing.scene.config.seed, "selection", self.number, self.refills)

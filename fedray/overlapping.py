@@ -14,10 +14,9 @@ from fedray.adapter import Adapter
 from fedray.aggregation.joining import Joined, join
 from fedray.aggregation.rule import Accumulator
 from fedray.assignment import Assignment
-from fedray.battery import Charges
 from fedray.closing import trips_of
 from fedray.landing import Landed, called_off, departures_of, play_until_closed
-from fedray.policy import Cohort, Pace, State
+from fedray.policy import Cohort, Pace
 from fedray.progress import Progress
 from fedray.record import ClientRecord
 from fedray.rounds import Runtime, Trained
@@ -27,7 +26,7 @@ from fedray.told import told_by_the_clock, told_by_training
 from fedray.training.job import Job
 from fedray.training.link import sent_down
 from fedray.training.own_side import base_of
-from fedray.underway import Departure, UnderWay
+from fedray.underway import Departure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,37 +60,21 @@ class _Run:
     """`fedray.landing.Playing` for a run that trains."""
 
     scene: Scene
-    progress: Progress
+    book: Progress
     runtime: Runtime
 
     @property
-    def way(self) -> UnderWay:
-        return self.progress.under_way
-
-    @property
-    def charges(self) -> Charges:
-        return self.progress.charges
-
-    @property
     def version(self) -> int:
-        return self.progress.state.version
-
-    @property
-    def policy_state(self) -> State:
-        return self.progress.policy_state
-
-    @policy_state.setter
-    def policy_state(self, state: State) -> None:
-        self.progress.policy_state = state
+        return self.book.state.version
 
     def history(self) -> Sequence[Mapping[str, object]]:
-        return self.progress.history()
+        return self.book.history()
 
     def pricing(self, number: int) -> Pricing:
-        return rounds.pricing_of(self.scene, self.progress, number)
+        return rounds.pricing_of(self.scene, self.book, number)
 
     def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
-        scene, progress = self.scene, self.progress
+        scene, progress = self.scene, self.book
         asked = rounds.ask(scene, progress, cohort, schedule, begins)
         measured = rounds.audit_clients(scene, progress, asked, self.runtime)
         trips = trips_of(scene, rounds.outing_of(progress, asked))

@@ -163,36 +163,20 @@ class _Playing:
     """`fedray.landing.Playing` for a simulation, in which nobody trains."""
 
     scene: Scene
-    simulated: Simulated
-
-    @property
-    def way(self) -> UnderWay:
-        return self.simulated.under_way
-
-    @property
-    def charges(self) -> Charges:
-        return self.simulated.charges
+    book: Simulated
 
     @property
     def version(self) -> int:
-        return self.simulated.version
-
-    @property
-    def policy_state(self) -> State:
-        return self.simulated.policy_state
-
-    @policy_state.setter
-    def policy_state(self, state: State) -> None:
-        self.simulated.policy_state = state
+        return self.book.version
 
     def history(self) -> Sequence[Mapping[str, object]]:
-        return self.simulated.history
+        return self.book.history
 
     def pricing(self, number: int) -> Pricing:
-        return self.simulated.pricing
+        return self.book.pricing
 
     def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
-        scene, simulated = self.scene, self.simulated
+        scene, simulated = self.scene, self.book
         outing = _outing_of(scene, cohort, schedule, begins)
         trips = trips_of(scene, outing)
         # Everybody goes to the own end; the pace says in which round that is.
