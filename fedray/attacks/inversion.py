@@ -9,6 +9,7 @@ commonest words.
 Letters of shapes: X real tokens, D hidden width, V vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,14 +93,14 @@ def fitted(states: Tensor, wanted: Tensor, ridge: float = 1e-3) -> Tensor:
 
 def guesses(states: Tensor, decoder: Tensor, words: Tensor) -> Tensor:
     """The word whose embedding points nearest to what is decoded, [X]."""
-    return nearest(decoded_by(states, decoder), words)
+    return torch.cat([part.argmax(1) for part in likeness(decoded_by(states, decoder), words)])
 
 
-def nearest(vectors: Tensor, words: Tensor) -> Tensor:
-    """The word whose embedding points nearest to each vector [X, D], [X]."""
+def likeness(vectors: Tensor, words: Tensor) -> Iterator[Tensor]:
+    """How nearly vectors [X, D] point to each word's embedding: cosines [some, V], until all have come."""
     directions = normalize(words, dim=1)
-    parts = [(part @ directions.T).argmax(1) for part in normalize(vectors, dim=1).split(_LOOKED_UP)]
-    return torch.cat(parts)
+    for part in normalize(vectors, dim=1).split(_LOOKED_UP):
+        yield part @ directions.T
 
 
 def words_of(anatomy: Anatomy) -> Tensor:

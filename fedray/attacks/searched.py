@@ -14,10 +14,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from fedray.attacks.depths import by_depth
-from fedray.attacks.inversion import Sent, as_sent, decoded_by, fitted, words_of
+from fedray.attacks.inversion import Sent, as_sent, decoded_by, fitted, likeness, words_of
 from fedray.model.anatomy import Anatomy
 from fedray.training.boundary import padded_tokens
 from fedray.training.data import Encoded, Rows
@@ -50,7 +49,7 @@ def searched_recovery(
     Raises:
         ConfigError: for a model of images, or no rows on one side.
     """
-    words = words_of(anatomy)
+    words, backbone = words_of(anatomy), Backbone.of(anatomy, [])
     theirs, own = by_depth(anatomy, pool, known), by_depth(anatomy, pool, private, sent.adapter)
     lengths, found = torch.from_numpy(pool.lengths[own.rows]), {}
     sizes = [int(some.sum()) for some in lengths.split(_ROWS)]
@@ -59,20 +58,19 @@ def searched_recovery(
         seen = as_sent(own.states[cut], sent, cut)
         nearest = _candidates(decoded_by(seen, decoder), words)
         parts = zip(lengths.split(_ROWS), seen.split(sizes), nearest.split(sizes), strict=True)
-        said = torch.cat([_searched(anatomy, cut, *part) for part in parts])
+        said = torch.cat([_searched(backbone, cut, *part) for part in parts])
         found[cut] = float((said == own.inputs).float().mean())
     return found
 
 
 def _candidates(decoded: Tensor, words: Tensor) -> Tensor:
     """The words that point nearest to what is decoded, the nearest first, [X, K]."""
-    directions, count = normalize(words, dim=1), min(_CANDIDATES, len(words))
-    parts = [(part @ directions.T).topk(count).indices for part in normalize(decoded, dim=1).split(512)]
-    return torch.cat(parts)
+    count = min(_CANDIDATES, len(words))
+    return torch.cat([part.topk(count).indices for part in likeness(decoded, words)])
 
 
 @torch.no_grad()
-def _searched(anatomy: Anatomy, cut: int, lengths: Tensor, seen: Tensor, candidates: Tensor) -> Tensor:
+def _searched(backbone: Backbone, cut: int, lengths: Tensor, seen: Tensor, candidates: Tensor) -> Tensor:
     """Word ids [X] of some rows for their hidden states [X, D], among the candidates [X, K]."""
     shape, count = (len(lengths), int(lengths.max())), candidates.shape[1]
     mask = (torch.arange(shape[1]) < lengths[:, None]).to(torch.int64)
@@ -83,18 +81,18 @@ def _searched(anatomy: Anatomy, cut: int, lengths: Tensor, seen: Tensor, candida
             at = torch.nonzero(lengths > place).flatten()
             variants = said[at].repeat_interleave(count, dim=0)
             variants[:, place] = tried[at, place].flatten()
-            states = _states(anatomy, cut, variants, mask[at].repeat_interleave(count, dim=0))
+            states = _states(backbone, cut, variants, mask[at].repeat_interleave(count, dim=0))
             away = (states.view(len(at), count, *states.shape[1:]) - wanted[at, None]).square().sum(-1)
             best = (away * mask[at, None]).sum(-1).argmin(1)
             said[at, place] = tried[at, place].gather(1, best[:, None]).flatten()
     return said[mask.bool()]
 
 
-def _states(anatomy: Anatomy, cut: int, ids: Tensor, mask: Tensor) -> Tensor:
+def _states(backbone: Backbone, cut: int, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states at a cut of the pretrained model, [N, T, D], of rows of ids [N, T]."""
-    flow = anatomy.stem(ids, mask)
+    flow = backbone.anatomy.stem(ids, mask)
     if not cut:
         return flow.hidden.float()
     course = Course(blocks=tuple(range(cut)))
-    passage = Passage(Backbone.of(anatomy, []), course, {}, flow.context, None)
+    passage = Passage(backbone, course, {}, flow.context, None)
     return passage.through(flow.hidden).float()
