@@ -8,7 +8,7 @@ itself, 16 a round on average. Ten runs, some ten minutes on two cores::
 
 The first is central noise, on a head alone and on FFA-LoRA, and its epsilon is that of a client. The second
 is noise on what crosses a cut at block 2, with LoRA of rank 4 above it and nothing trained below, and its
-epsilon is that of one row of a client over all its tokens and steps: much noise, for less of it. It
+epsilon is that of one row of a client over all its tokens and steps: much noise, for less of it. Either
 prints a table and leaves it as ``table.csv``, with ``picture.png`` and the folder of each run. Called again
 it goes on where it was broken off. Noise multipliers are the axis, epsilon is what they come to over the
 rounds; learning rates and the norm were not tuned. Few clients make little privacy: with a thousand times as

@@ -122,20 +122,22 @@ def write_records(
     """The three tables of a run, each whole or as it was."""
     kept: tuple[Sequence[Record], ...] = (rounds, clients, evaluations)
     for (name, kind), records in zip(RECORDS.items(), kept, strict=True):
-        with replaced(out / f"{name}.parquet") as part:
-            pq.write_table(table(records, kind), part)
+        _write_table(out / f"{name}.parquet", records, kind)
 
 
 def write_classes(out: Path, classes: Sequence[ClassRecord]) -> None:
     """What a run leaves of its device classes when all its rounds are done."""
-    with replaced(out / "classes.parquet") as part:
-        pq.write_table(table(classes, ClassRecord), part)
+    _write_table(out / "classes.parquet", classes, ClassRecord)
 
 
 def write_devices(out: Path, devices: Sequence[DeviceRecord]) -> None:
     """What a run or a simulation leaves of its fleet before the first round."""
-    with replaced(out / "devices.parquet") as part:
-        pq.write_table(table(devices, DeviceRecord), part)
+    _write_table(out / "devices.parquet", devices, DeviceRecord)
+
+
+def _write_table(file: Path, records: Sequence[Record], kind: type[Record]) -> None:
+    with replaced(file) as part:
+        pq.write_table(table(records, kind), part)
 
 
 def _complete(folder: Path) -> list[Path]:

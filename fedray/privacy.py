@@ -77,12 +77,16 @@ def with_cut_epsilon(
     if noise is None or not noise.noise_multiplier:
         return list(clients)
     read = cache(Assignment.from_json)
+
+    def times(one: ClientRecord) -> int:
+        return times_sent(read(one.assignment), one.num_rows, one.num_steps)
+
     total: Counter[int] = Counter()
     told = []
     for one in before:
-        total[one.client_id] += times_sent(read(one.assignment), one.num_rows, one.num_steps)
+        total[one.client_id] += times(one)
     for one in clients:
-        total[one.client_id] += times_sent(read(one.assignment), one.num_rows, one.num_steps)
+        total[one.client_id] += times(one)
         most = noise.epsilon(int(tokens[one.client_id]), total[one.client_id], config.privacy.delta)
         told.append(replace(one, cut_epsilon=most))
     return told

@@ -9,7 +9,7 @@ import numpy as np
 from fedray.cost import Floats
 from fedray.record import ClientRecord
 from fedray.report.reading import Run
-from fedray.report.tallies import curves, device_classes, mean_accuracy, spent
+from fedray.report.tallies import curves, device_classes, mean_accuracy, spent, with_and_without_codecs
 
 # By cost: its unit. A run's trajectory is measured along each. Energy is by the watts that profiles declare.
 COSTS: Mapping[str, str] = {"virtual time": "s", "bytes": "B", "energy": "J, declared"}
@@ -104,11 +104,7 @@ def measures_of(
     if run.rounds[-1].attack_success is not None:
         value = run.rounds[-1].attack_success
         found.append(Measure(name="attack success", group="", unit="share", value=value))
-    lost = [
-        r.plain_accuracy - r.accuracy
-        for r in run.rounds
-        if r.plain_accuracy is not None and r.accuracy is not None
-    ]
+    lost = [plain - coded for _, plain, coded in with_and_without_codecs(run.rounds)]
     if lost:
         found.append(Measure(name="lost to codecs", group="", unit="share", value=float(np.median(lost))))
     return found + _attacks(run) + _waste(run) + _of_memory(run) + _of_clients(run, clients)

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Column = tuple[str, str, str]
-_MAIN: tuple[Column, ...] = (
+_ACCURACIES: tuple[Column, ...] = (
     ("Accuracy", "accuracy", ""),
     ("at equal time", "accuracy at equal", "virtual time"),
     ("at equal bytes", "accuracy at equal", "bytes"),
     ("at equal energy", "accuracy at equal", "energy"),
+)
+_COSTS: tuple[Column, ...] = (
     ("Time to target", "cost to target", "virtual time"),
     ("Bytes to target", "cost to target", "bytes"),
     ("Energy to target", "cost to target", "energy"),
@@ -50,7 +52,7 @@ _FAIR: tuple[Column, ...] = (
     ("Worst tenth", "accuracy of worst tenth", ""),
     ("Unseen", "accuracy of unseen", ""),
 )
-_PAIRED: tuple[Column, ...] = (*_MAIN[:4], *_FAIR)
+_PAIRED: tuple[Column, ...] = (*_ACCURACIES, *_FAIR)
 
 
 def text_of(rows: Sequence[Row], targets: Mapping[str, float]) -> str:
@@ -61,14 +63,14 @@ def text_of(rows: Sequence[Row], targets: Mapping[str, float]) -> str:
     console = Console(file=written, width=80, highlight=False)
     for setting, here in _parted(rows).items():
         first, *_ = policies = policies_of(here)
-        accuracies, costs = _text_table(_MAIN[:4], 8), _text_table(_MAIN[4:], 18)
+        accuracies, costs = _text_table(_ACCURACIES, 8), _text_table(_COSTS, 18)
         accuracies.title = f"{setting or 'Medians over seeds'}; energy as declared; less {first}"
         costs.title = f"To a target of {targets[setting]:.3f}"
         accuracies.add_column("Less the first, by seed", justify="right", width=23)
         for policy in policies:
             less = _against(here, policy, first, "accuracy", "")
-            accuracies.add_row(policy, *_medians(here, policy, _MAIN[:4]), less)
-            costs.add_row(policy, *_medians(here, policy, _MAIN[4:]))
+            accuracies.add_row(policy, *_medians(here, policy, _ACCURACIES), less)
+            costs.add_row(policy, *_medians(here, policy, _COSTS))
         console.print(accuracies, costs, sep="\n\n")
     return "\n".join(line.rstrip() for line in written.getvalue().rstrip().splitlines())
 
@@ -112,14 +114,7 @@ def _of_setting(
 ) -> list[Section]:
     under = f" ({setting})" if setting else ""
     first = policies_of(rows)[0]
-    classes = tuple(
-        (name, "accuracy of class", name)
-        for name in dict.fromkeys(row.group for row in rows if row.measure == "accuracy of class")
-    )
-    held = tuple(
-        (name, "accuracy on device", name)
-        for name in dict.fromkeys(row.group for row in rows if row.measure == "accuracy on device")
-    )
+    classes, held = (_by_group(rows, measure) for measure in ("accuracy of class", "accuracy on device"))
     evaluated = any(row.measure == "accuracy" and row.value is not None for row in rows)
     return [
         Section(
@@ -130,7 +125,7 @@ def _of_setting(
                 "Energy is by the watts that devices declare, nobody measured it. The "
                 f"target is an accuracy of {target:.3f}; > says that most seeds spent all without it."
             )
-            + _table(rows, _MAIN)
+            + _table(rows, (*_ACCURACIES, *_COSTS))
             + (
                 picture(cost_figure(runs), "Accuracy against virtual time, bytes and energy.")
                 if evaluated
@@ -183,6 +178,12 @@ def _yardsticks(rows: Sequence[Row]) -> str:
         "of a round. Neither was tuned, and neither is in a budget or a target.",
         quiet=True,
     )
+
+
+def _by_group(rows: Sequence[Row], measure: str) -> tuple[Column, ...]:
+    """A column for each group that has the measure."""
+    groups = dict.fromkeys(row.group for row in rows if row.measure == measure)
+    return tuple((name, measure, name) for name in groups)
 
 
 def _on_device(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -10,6 +10,7 @@ from fedray.assignment import Assignment
 from fedray.cost import Floats
 from fedray.record import ClientRecord, RoundRecord
 from fedray.report.markup import Cell, Shaded, html_table, paragraph
+from fedray.report.tallies import with_and_without_codecs
 from fedray.trained import Prompt
 
 # A block that less than this share of the clients' weight trains learns from few.
@@ -106,18 +107,14 @@ def lost_by_codec(rounds: Sequence[RoundRecord], clients: Sequence[ClientRecord]
 
 def _cost_of_codecs(rounds: Sequence[RoundRecord]) -> str:
     """What rounds lost in accuracy to codecs, or how to find out."""
-    pairs = [
-        (record.plain_accuracy, record.accuracy, record.round)
-        for record in rounds
-        if record.plain_accuracy is not None and record.accuracy is not None
-    ]
+    pairs = with_and_without_codecs(rounds)
     if not pairs:
         return (
             "What that costs in accuracy audit.codecs: true measures round by round, and fedray compare with "
             "--grid over menu.up_codecs from the start on."
         )
-    lost = [plain - coded for plain, coded, _ in pairs]
-    plain, coded, last = pairs[-1]
+    lost = [plain - coded for _, plain, coded in pairs]
+    last, plain, coded = pairs[-1]
     return (
         f"Accuracy lost to codecs in round {last} alone: {plain - coded:+.3f} ({plain:.3f} had its updates "
         f"been summed as they were before coding, {coded:.3f} as they came); in the median of {len(lost)} "

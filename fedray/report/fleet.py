@@ -146,7 +146,7 @@ def _share(count: int, total: int) -> str:
 
 
 def _has(device: DeviceRecord, kind: str) -> bool:
-    return {"fits_whole": device.fits_whole, "fits_part": device.fits_part, "fits_cut": device.fits_cut}[kind]
+    return bool(getattr(device, kind))
 
 
 def _column(own: Sequence[DeviceRecord], name: str) -> Floats:

@@ -139,7 +139,7 @@ def _of_updates(run: Run) -> str:
     ]
     head = ("Round", "Words found", "PSNR of images", "Labels told")
     return paragraph(
-        f"{body}That is after round {last.round}, of up to {_section(run, 'attacks').get('clients', 4)} "
+        f"{body}That is after round {last.round}, of up to {_section(run, 'attacks')['clients']} "
         "clients, from what the server has: after noise and codecs. Stronger attacks find more "
         "(fedray.attacks)."
     ) + folded(f"Every attack ({len(told)})", html_table(head, rows))

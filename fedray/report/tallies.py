@@ -81,6 +81,15 @@ class DeviceClass:
         return sum(r.outcome == "ok" for r in self.records) / len(self.records) if self.records else None
 
 
+def with_and_without_codecs(rounds: Sequence[RoundRecord]) -> list[tuple[int, float, float]]:
+    """Of each round that measured it: which, and the accuracy without codecs and with them."""
+    return [
+        (record.round, record.plain_accuracy, record.accuracy)
+        for record in rounds
+        if record.plain_accuracy is not None and record.accuracy is not None
+    ]
+
+
 def spent(run: Run) -> Spent:
     """Bytes are the clients' counted ones, so that provision is never counted twice."""
     index = {record.round: position for position, record in enumerate(run.rounds)}
