@@ -15,16 +15,16 @@ def agreed_pace(config: Config, policy: LoadedPolicy | SelectedBy) -> Pace:
     if policy.pace is None:
         if "staleness" in given:
             given["staleness"] = Staleness(**given["staleness"])
-        return _possible(config, Pace(**given))
+        return _possible(config, policy, Pace(**given))
     if given:
         raise ConfigError(
             f"pace.{next(iter(given))} has no effect with the policy {policy.name!r}, which sets the pace "
             f"itself ({policy.pace}); drop the one or the other."
         )
-    return _possible(config, policy.pace)
+    return _possible(config, policy, policy.pace)
 
 
-def _possible(config: Config, pace: Pace) -> Pace:
+def _possible(config: Config, policy: LoadedPolicy | SelectedBy, pace: Pace) -> Pace:
     link = config.server_link
     if pace.late != "drop" and (link.up_bps is not None or link.down_bps is not None):
         why = "who comes later slows down" if pace.joins else "how long sending takes is unknown to"
@@ -32,11 +32,26 @@ def _possible(config: Config, pace: Pace) -> Pace:
             f"pace.late: {pace.late} says at the start of a trip when it ends, and on a server_link {why} "
             "whoever is on the way; drop one of the two."
         )
-    if pace.late != "drop" and config.menu.cuts:
-        goes = "go at its own pace" if pace.joins else "stop when it has to"
+    if not config.menu.cuts:
+        return pace
+    if pace.late == "partial":
         raise ConfigError(
-            f"pace.late: {pace.late} lets every client {goes}, and under menu.cuts "
+            "pace.late: partial lets every client stop when it has to, and under menu.cuts "
             f"{list(config.menu.cuts)} clients step together with a server; drop one of the two."
+        )
+    interval = policy.aggregation_interval or config.server.aggregation_interval or 1
+    against = {
+        "server.mode: shared has one adapter, which all aboard step from one version; set mode: replica": (
+            config.server.mode == "shared"
+        ),
+        f"an aggregation_interval of {interval} averages what lies below the cuts in a round that all "
+        "clients come back for; set it to 1": interval > 1,
+    }
+    why_not = next((reason for reason, holds in against.items() if holds), None)
+    if pace.joins and why_not is not None:
+        raise ConfigError(
+            f"pace.late: join lets clients of several versions ride a server at once, and {why_not}, or drop "
+            "pace.late: join."
         )
     return pace
 

@@ -1,9 +1,6 @@
 """The virtual clock of a synchronous round: who arrives when, when it closes, what was spent until then.
 
-A trip has three parts, one after the other: receive (a round trip, then the frozen pieces still
-missing, then the adapter), compute, and send (a round trip, then the update). Bytes flow evenly
-after the round trip; where the server's own link is short, all who are on it share it. Where a client has a
-cut, the middle part is its rides on the server's sweeps.
+Where rounds overlap a trip is closed by itself, at the moment at which it ends.
 """
 
 from dataclasses import dataclass, replace
@@ -12,59 +9,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fedray.battery import Drain
-from fedray.cost import Device, Floats, Ints
+from fedray.cost import Floats, Ints
 from fedray.errors import ConfigError
 from fedray.policy import Bools, Pace
 from fedray.record import Outcome
-from fedray.riders import Riders
-from fedray.riding import SpentRiding, spent_riding
+from fedray.riding import SpentRiding
 from fedray.seeds import derive_seed, uniforms
-from fedray.shared_link import SharedLink, Transferred, Transfers, transferred
-from fedray.timetable import Timetable, Travellers, timetable
-from fedray.virtual_server import VirtualServer
+from fedray.trips import Middle, Trips
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trips:
-    """What the asked clients set out to do; arrays are [clients].
-
-    Attributes:
-        client_ids: rows of the fleet, without repeats.
-        device: the clients' declared links and power.
-        fits: whether the job stays within the client's memory.
-        compute_seconds: of the client's own arithmetic in all local steps.
-        up_bytes: the update's.
-        down_bytes: the adapter's.
-        provision_bytes: of frozen pieces that come before it.
-        riders: what each does under its cut; None where nobody has one.
-        server: that they ride; it comes with ``riders``.
-        shared_link: that all are on; None where it is never short. It goes with whole models alone.
-        drain: their batteries; None where all are on mains.
-    """
-
-    client_ids: Ints
-    device: Device
-    fits: Bools
-    compute_seconds: Floats
-    up_bytes: Ints
-    down_bytes: Ints
-    provision_bytes: Ints
-    riders: Riders | None = None
-    server: VirtualServer | None = None
-    shared_link: SharedLink | None = None
-    drain: Drain | None = None
-
-    @property
-    def receive_seconds(self) -> Floats:
-        """From the round's start until everything has reached the client, if it alone is on the way."""
-        received = self.provision_bytes + self.down_bytes
-        return self.device.rtt_seconds + received * 8 / self.device.down_bps
-
-    @property
-    def send_seconds(self) -> Floats:
-        """From the last local step until the update has arrived, likewise."""
-        return self.device.rtt_seconds + self.up_bytes * 8 / self.device.up_bps
+_SOON = float(np.nextafter(0.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +37,7 @@ class ClosedRound:
             of a client with a cut went by while bytes crossed it.
         joules: spent until then. Waiting for others after the own update arrived is not charged.
         received: whether everything sent down had arrived, so that the client holds the pieces.
+        leave_seconds: at which each would leave, done or not, but for its battery; infinity for who stays.
         server_seconds: that the server swept until the round closed; ``server_joules`` of all its shards.
         charge_joules: in each battery at last, and ``emptied`` whose ran empty; None where all are on mains.
     """
@@ -103,6 +57,7 @@ class ClosedRound:
     send_seconds: Floats
     joules: Floats
     received: Bools
+    leave_seconds: Floats
     server_seconds: float
     server_joules: float
     charge_joules: Floats | None = None
@@ -157,15 +112,51 @@ def close_round(
             f"pace.concurrency = {pace.concurrency}, but the round asks {num_clients} clients and a "
             "synchronous round asks all at once; select fewer clients or leave concurrency out."
         )
-    middle = _Middle(trips, np.full(num_clients, np.inf))
+    middle = Middle(trips, np.full(num_clients, np.inf))
     leave = np.full(num_clients, np.inf) if leaves_after is None else leaves_after * middle.arrival_seconds
     if offline_seconds is not None:
         leave = np.minimum(leave, offline_seconds)
-    empties = _empties(trips, middle, leave)
-    leave = np.minimum(leave, empties)
-    gone = np.where(trips.fits, leave, np.minimum(leave, middle.receive_seconds))
+    empties = empty_seconds(trips, middle, leave)
+    gone = np.minimum(leave, empties)
+    gone = np.where(trips.fits, gone, np.minimum(gone, middle.receive_seconds))
     if np.isfinite(gone).any():
-        middle = _Middle(trips, gone)
+        middle = Middle(trips, gone)
+    return _closed(trips, middle, _Leaving(own=leave, empties=empties), pace)
+
+
+def close_trip(trip: Trips, pace: Pace, leave_seconds: float, empty_seconds: float = np.inf) -> ClosedRound:
+    """A round of one client, whose rides are known as far as they come.
+
+    Args:
+        trip: of the client alone.
+        pace: a deadline calls it off.
+        leave_seconds: at which it leaves, done or not; infinity if it stays.
+        empty_seconds: at which its battery is empty; infinity for one that lasts.
+    """
+    leaving = _Leaving(own=np.array([leave_seconds]), empties=np.array([empty_seconds]))
+    return _closed(trip, Middle(trip, leaving.first), leaving, pace)
+
+
+def deadline_at(seconds: float) -> Pace:
+    """At which a trip is called off after so long; one that begins at that very moment has done nothing."""
+    return Pace(deadline_seconds=max(seconds, _SOON))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Leaving:
+    """When clients leave of themselves, and when their batteries are empty, [clients]."""
+
+    own: Floats
+    empties: Floats
+
+    @property
+    def first(self) -> Floats:
+        """The earlier of the two."""
+        return np.minimum(self.own, self.empties)
+
+
+def _closed(trips: Trips, middle: Middle, leaving: _Leaving, pace: Pace) -> ClosedRound:
+    leave = leaving.first
     finish = np.where(trips.fits, middle.arrival_seconds, middle.receive_seconds)
     drops = leave < finish
     end = np.minimum(leave, finish)
@@ -174,12 +165,12 @@ def close_round(
     lost: NDArray[np.str_] = np.where(drops, "dropped", "oom")
     named = np.where(accepted, "ok", np.where(~arrives & (end <= close), lost, "late"))
     until = np.minimum(end, close)
-    closed = _spent(trips, middle, until, close, tuple(named.tolist()))
-    return closed if trips.drain is None else _left(closed, trips, middle, until >= empties)
+    closed = _spent(trips, middle, until, close, tuple(named.tolist()), leaving.own)
+    return closed if trips.drain is None else _left(closed, trips, middle, until >= leaving.empties)
 
 
-def _empties(trips: Trips, middle: "_Middle", leave_seconds: Floats) -> Floats:
-    """When each battery is empty, [clients]; infinity for one that lasts."""
+def empty_seconds(trips: Trips, middle: Middle, leave_seconds: Floats) -> Floats:
+    """When each battery is empty, [clients]; infinity if it lasts until its client leaves or is done."""
     if trips.drain is None:
         return np.full(len(trips.client_ids), np.inf)
     finish = np.where(trips.fits, middle.arrival_seconds, middle.receive_seconds)
@@ -187,7 +178,7 @@ def _empties(trips: Trips, middle: "_Middle", leave_seconds: Floats) -> Floats:
     return trips.drain.followed(partial(_joules_until, trips, middle), until)[0]
 
 
-def _left(closed: ClosedRound, trips: Trips, middle: "_Middle", emptied: Bools) -> ClosedRound:
+def _left(closed: ClosedRound, trips: Trips, middle: Middle, emptied: Bools) -> ClosedRound:
     """With what is left in each battery."""
     assert trips.drain is not None, "asked where there are batteries"
     left = trips.drain.followed(partial(_joules_until, trips, middle), closed.client_seconds)[1]
@@ -214,113 +205,6 @@ def steps_in_time(trips: Trips, num_steps: Ints, deadline_seconds: float) -> Int
     return np.where(steps < 1, num_steps, steps)
 
 
-class _Middle:
-    """What lies between receiving and sending, given when clients leave the round, [clients]."""
-
-    def __init__(self, trips: Trips, gone_seconds: Floats) -> None:
-        self._trips = trips
-        self._table: Timetable | None = None
-        down = _shared_down(trips, gone_seconds)
-        self.receive_seconds = trips.receive_seconds if down is None else down.finish_seconds
-        self.end_seconds = self.receive_seconds + trips.compute_seconds
-        up = _shared_up(trips, self.end_seconds, gone_seconds)
-        self._shared_arrival = None if up is None else up.finish_seconds
-        if trips.riders is None or not trips.riders.num_steps.any():
-            return
-        assert trips.server is not None, "riders come with the server that they ride"
-        self._who = Travellers(
-            client_ids=trips.client_ids,
-            riders=trips.riders,
-            device=trips.device,
-            start_seconds=self.receive_seconds,
-            leave_seconds=gone_seconds,
-        )
-        self._table = timetable(trips.server, self._who)
-        rides = trips.riders.num_steps > 0
-        self.end_seconds = np.where(rides, self._table.finish_seconds, self.end_seconds)
-
-    @property
-    def arrival_seconds(self) -> Floats:
-        """When each update is there; infinity for one whose client left before it was made."""
-        alone = self.end_seconds + self._trips.send_seconds
-        if self._shared_arrival is None:
-            return alone
-        # Who does not fit sends nothing, and is on nobody's way.
-        return np.where(self._trips.fits, self._shared_arrival, alone)
-
-    def moved(self, until_seconds: Floats) -> tuple[Ints, Ints]:
-        """Bytes that had come down, and gone up, by each client's own moment, [clients] each."""
-        trips, device = self._trips, self._trips.device
-        whole = trips.down_bytes + trips.provision_bytes
-        arrived, sent = until_seconds >= self.receive_seconds, until_seconds >= self.arrival_seconds
-        # Sharing a link is worked out again only if somebody stopped on the way.
-        down = None if arrived.all() else _shared_down(trips, until_seconds)
-        up = None if sent.all() else _shared_up(trips, self.end_seconds, until_seconds)
-        arriving = _flowed(whole, device.down_bps, until_seconds - device.rtt_seconds)
-        leaving = _flowed(
-            trips.up_bytes, device.up_bps, until_seconds - self.end_seconds - device.rtt_seconds
-        )
-        arriving = arriving if down is None else down.moved_bytes
-        leaving = leaving if up is None else up.moved_bytes
-        # A trip's end is said outright, or rounding could leave its last byte on the way.
-        return np.where(arrived, whole, arriving), np.where(sent, trips.up_bytes, leaving)
-
-    def sending_seconds(self) -> Floats:
-        """From its end to its arrival, of each client that ends at all."""
-        ends = np.isfinite(self.end_seconds)
-        return np.subtract(self.arrival_seconds, self.end_seconds, where=ends, out=np.zeros(len(ends)))
-
-    def spent(self, until_seconds: Floats) -> SpentRiding:
-        """What each client spent until its own moment."""
-        trips = self._trips
-        computed = np.clip(until_seconds - self.receive_seconds, 0, trips.compute_seconds)
-        if self._table is None:
-            none, nothing = np.zeros(len(computed)), np.zeros(len(computed), np.int64)
-            return SpentRiding(
-                compute_seconds=computed,
-                waiting_seconds=none,
-                up_bytes=nothing,
-                down_bytes=nothing,
-                num_messages=nothing,
-            )
-        riding = spent_riding(self._table, self._who, until_seconds)
-        rides = self._who.riders.num_steps > 0
-        return replace(riding, compute_seconds=np.where(rides, riding.compute_seconds, computed))
-
-    def busy_seconds(self, until_seconds: float) -> float:
-        """How long the server swept until then."""
-        return 0.0 if self._table is None else self._table.busy_seconds(until_seconds)
-
-
-def _shared_down(trips: Trips, leave_seconds: Floats) -> Transferred | None:
-    """The way down of who stays until then; None where nobody shares it."""
-    if trips.shared_link is None or trips.shared_link.down_bps is None:
-        return None
-    device = trips.device
-    whole = trips.down_bytes + trips.provision_bytes
-    transfers = Transfers(
-        start_seconds=device.rtt_seconds,
-        total_bytes=whole,
-        own_bps=device.down_bps,
-        leave_seconds=leave_seconds,
-    )
-    return transferred(transfers, trips.shared_link.down_bps)
-
-
-def _shared_up(trips: Trips, end_seconds: Floats, leave_seconds: Floats) -> Transferred | None:
-    """The way up, likewise, of those that fit."""
-    if trips.shared_link is None or trips.shared_link.up_bps is None:
-        return None
-    device = trips.device
-    transfers = Transfers(
-        start_seconds=np.where(trips.fits, end_seconds + device.rtt_seconds, np.inf),
-        total_bytes=trips.up_bytes,
-        own_bps=device.up_bps,
-        leave_seconds=leave_seconds,
-    )
-    return transferred(transfers, trips.shared_link.up_bps)
-
-
 def _close(client_ids: Ints, end: Floats, arrives: Bools, pace: Pace) -> tuple[float, Bools]:
     """When the round closes and whose updates count."""
     deadline = np.inf if pace.deadline_seconds is None else pace.deadline_seconds
@@ -334,7 +218,12 @@ def _close(client_ids: Ints, end: Floats, arrives: Bools, pace: Pace) -> tuple[f
 
 
 def _spent(
-    trips: Trips, middle: _Middle, until: Floats, close: float, outcomes: tuple[Outcome, ...]
+    trips: Trips,
+    middle: Middle,
+    until: Floats,
+    close: float,
+    outcomes: tuple[Outcome, ...],
+    leave_seconds: Floats,
 ) -> ClosedRound:
     """What each client used from second 0 to its own end."""
     sent_down, up_bytes = middle.moved(until)
@@ -361,6 +250,7 @@ def _spent(
         send_seconds=np.clip(until - middle.end_seconds, 0, sending),
         joules=_joules(trips, until, riding, sent_down + up_bytes),
         received=until >= middle.receive_seconds,
+        leave_seconds=leave_seconds,
         server_seconds=busy,
         server_joules=busy * server_watts,
     )
@@ -377,12 +267,7 @@ def _joules(trips: Trips, until: Floats, riding: SpentRiding, moved_bytes: Ints)
     return joules
 
 
-def _joules_until(trips: Trips, middle: _Middle, until: Floats) -> Floats:
+def _joules_until(trips: Trips, middle: Middle, until: Floats) -> Floats:
     """The same of any moments; it never falls."""
     down_bytes, up_bytes = middle.moved(until)
     return _joules(trips, until, middle.spent(until), down_bytes + up_bytes)
-
-
-def _flowed(total: Ints, bps: Floats, seconds: Floats) -> Ints:
-    """Whole bytes through a link after so many seconds, at most the total."""
-    return np.minimum(np.maximum(seconds, 0) * bps / 8, total).astype(np.int64)

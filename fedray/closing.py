@@ -8,7 +8,7 @@ import numpy as np
 
 from fedray.assignment import Assignment, Attention
 from fedray.battery import Charges, Drain
-from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts, steps_in_time
+from fedray.clock import ClosedRound, close_round, draw_dropouts, steps_in_time
 from fedray.cost import Device, Ints, WorkShape
 from fedray.holdings import Holdings
 from fedray.policy import Cohort, Pace
@@ -16,6 +16,7 @@ from fedray.price_sheet import compute_seconds_of, riders_of
 from fedray.scene import Scene
 from fedray.scheduler import Terms
 from fedray.shared_link import SharedLink
+from fedray.trips import Rode, Trips
 from fedray.units import show_bytes
 
 
@@ -112,7 +113,12 @@ def short_of_memory(has_bytes: int, declared_bytes: int) -> str:
 
 
 def close_on_clock(
-    scene: Scene, holdings: Holdings, charges: Charges, outing: Outing, pace: Pace | None = None
+    scene: Scene,
+    holdings: Holdings,
+    charges: Charges,
+    outing: Outing,
+    pace: Pace | None = None,
+    rode: Rode | None = None,
 ) -> ClosedRound:
     """Who arrives, who is late, dropped or out of memory; whoever received everything now holds it.
 
@@ -122,6 +128,7 @@ def close_on_clock(
         charges: of their batteries, which are told what is left.
         outing: of the round's clients.
         pace: at which the round closes; the run's if absent.
+        rode: tells the rides on a server that others ride already; as in a round by itself if absent.
     """
     cohort, leaves = outing.cohort, None
     if scene.config.dropouts:
@@ -131,7 +138,8 @@ def close_on_clock(
         scene.presence.until(cohort.client_ids, outing.begins) - outing.begins,
         scene.actual.crash_seconds(cohort.client_ids, cohort.round),
     )
-    closed = close_round(trips_of(scene, outing), pace or scene.pace, leaves, offline)
+    trips = replace(trips_of(scene, outing), rode=rode)
+    closed = close_round(trips, pace or scene.pace, leaves, offline)
     _receive(scene, holdings, outing, np.flatnonzero(closed.received))
     if scene.batteries is not None and closed.charge_joules is not None:
         ends = outing.begins + closed.client_seconds

@@ -256,6 +256,7 @@ def _overlapping(scene: Scene, progress: Progress, runtime: Runtime, number: int
         clients=landed.clients,
         policy_state=progress.policy_state,
         virtual_seconds=landed.virtual_seconds,
+        server_joules=landed.server_joules,
     )
 
 

@@ -6,6 +6,8 @@ that trains and a simulation that does not are the same here; what they do besid
 A round begins where the last one ended. Whenever the time is about to move on, free places are filled: the
 policy is asked for as many clients as there are, among those who are neither on their way nor landed in this
 round, and gives them something as in any round. Of equal moments the smaller client id lands first.
+
+How a trip under a cut goes is told as it ends, for whoever sets out meanwhile shares its server.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,18 +17,18 @@ from typing import Protocol
 import numpy as np
 
 from fedray.battery import Charges
-from fedray.clock import ClosedRound, Trips, close_round
+from fedray.clock import ClosedRound
+from fedray.closing import short_of_charge
 from fedray.cost import Ints
 from fedray.errors import PolicyError
-from fedray.policy import Bools, Cohort, Pace, State, View
+from fedray.policy import Bools, Cohort, State, View
 from fedray.readiness import Readiness, view_of
 from fedray.record import ClientRecord
 from fedray.scene import Scene
 from fedray.scheduler import Pricing, Schedule, ask_menu, ask_selection, decide, price_menu
 from fedray.seeds import derive_seed
-from fedray.underway import Departure, UnderWay
-
-_SOON = float(np.nextafter(0.0, 1.0))
+from fedray.trips import Trips
+from fedray.underway import Departure, Landing, UnderWay
 
 
 class Book(Protocol):
@@ -63,7 +65,7 @@ class Playing(Protocol):
         """Of a round."""
 
     def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
-        """The trips of those who were given something, as they will be if nobody calls them off."""
+        """The trips of those who were given something, as they will be if nobody calls them off or comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +76,13 @@ class Landed:
         clients: who landed in it, by the order in which they did.
         buffer: those of them whose updates count.
         virtual_seconds: from the end of the round before.
+        server_joules: while it swept in them.
     """
 
     clients: list[ClientRecord]
     buffer: list[Departure]
     virtual_seconds: float
+    server_joules: float
 
 
 def play_until_closed(playing: Playing, number: int) -> Landed:
@@ -88,41 +92,88 @@ def play_until_closed(playing: Playing, number: int) -> Landed:
         step.fill()
         if not step.land():
             break
+    way, server = playing.book.under_way, playing.scene.server
+    watts = 0.0 if server is None else server.num_shards * server.watts
     return Landed(
         clients=step.landed,
         buffer=step.buffer,
-        virtual_seconds=playing.book.under_way.now_seconds - step.begun,
+        virtual_seconds=way.now_seconds - step.begun,
+        server_joules=way.swept_seconds() * watts,
     )
 
 
-def departures_of(
-    records: Sequence[ClientRecord], closed: ClosedRound, trips: Trips, *, begins: float, version: int
-) -> list[Departure]:
-    """Trips that run to their own end, from their records, [clients] each."""
-    return [
-        Departure(
-            version=version,
-            start_seconds=begins,
-            end_seconds=begins + float(closed.client_seconds[i]),
-            compute_seconds=float(trips.compute_seconds[i]),
-            provision_bytes=int(trips.provision_bytes[i]),
-            record=record,
-        )
-        for i, record in enumerate(records)
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outset:
+    """Who sets out at one moment, as it looks then; sequences are [clients] of those given something.
+
+    Attributes:
+        version: of the state that they are sent.
+        begins: virtual seconds from the run's start.
+    """
+
+    version: int
+    begins: float
+    schedule: Schedule
+    trips: Trips
+    closed: ClosedRound
+    records: Sequence[ClientRecord]
+
+    def departures(self) -> list[Departure]:
+        """Trips that run to their own end."""
+        given = zip(self.schedule.decision.assignments, self.schedule.shares, strict=True)
+        shares = [share for assignment, share in given if assignment is not None]
+        return [
+            Departure(
+                version=self.version,
+                start_seconds=self.begins,
+                end_seconds=self.begins + float(self.closed.client_seconds[i]),
+                leave_seconds=float(self.closed.leave_seconds[i]),
+                trip=self.trips.take(np.array([i])),
+                share=shares[i],
+                record=record,
+            )
+            for i, record in enumerate(self.records)
+        ]
 
 
 def called_off(playing: Playing, number: int) -> list[ClientRecord]:
     """Who is on the way when the last round has closed: late, and charged for what it did until then."""
-    way = playing.book.under_way
     return [
         replace(
-            _until_now(playing.scene, one, way.now_seconds),
+            as_it_went(landing),
             round=number,
-            staleness=playing.version - one.version,
+            staleness=playing.version - landing.departure.version,
+            outcome="late",
+            message="",
+            loss=None,
         )
-        for one in way.call_off()
+        for landing in playing.book.under_way.call_off()
     ]
+
+
+def as_it_went(landing: Landing) -> ClientRecord:
+    """The record of a trip that is over, in the round it was asked in."""
+    record, closed = landing.departure.record, landing.closed
+    if closed is None:
+        return record
+    outcome = closed.outcomes[0]
+    return replace(
+        record,
+        outcome=outcome,
+        message=record.message if outcome == "oom" else short_of_charge(closed, 0),
+        virtual_seconds=float(closed.client_seconds[0]),
+        up_bytes=int(closed.up_bytes[0]),
+        down_bytes=record.down_bytes if closed.received[0] else int(closed.down_bytes[0]),
+        provision_bytes=int(closed.provision_bytes[0]),
+        joules=float(closed.joules[0]),
+        waiting_seconds=float(closed.waiting_seconds[0]),
+        boundary_up_bytes=int(closed.boundary_up_bytes[0]),
+        boundary_down_bytes=int(closed.boundary_down_bytes[0]),
+        num_messages=int(closed.num_messages[0]),
+        receive_seconds=float(closed.receive_seconds[0]),
+        compute_seconds=float(closed.compute_seconds[0]),
+        send_seconds=float(closed.send_seconds[0]),
+    )
 
 
 @dataclass(slots=True)
@@ -153,8 +204,8 @@ class _Step:
 
     def land(self) -> bool:
         """The next trip's end, if the round does not close before it, or for want of one."""
-        way, pace = self.playing.book.under_way, self.playing.scene.pace
-        following = way.next_end()
+        scene, way, pace = self.playing.scene, self.playing.book.under_way, self.playing.scene.pace
+        following = way.next_end(scene.batteries)
         if following is None:
             return False
         if pace.deadline_seconds is not None and self.buffer:
@@ -162,9 +213,11 @@ class _Step:
             if following > closes:
                 way.now_seconds = max(way.now_seconds, closes)
                 return False
-        departure = way.land()
+        landing = way.land(scene.batteries)
+        self._keep_charge(landing)
+        departure = landing.departure
         behind = self.playing.version - departure.version
-        record = replace(departure.record, round=self.number, staleness=behind)
+        record = replace(as_it_went(landing), round=self.number, staleness=behind)
         if record.outcome == "ok" and pace.max_staleness is not None and behind > pace.max_staleness:
             record = replace(record, outcome="late", message=f"it was {behind} versions behind")
         if record.outcome == "ok":
@@ -172,10 +225,18 @@ class _Step:
         self.landed.append(record)
         return True
 
+    def _keep_charge(self, landing: Landing) -> None:
+        """What a trip left in its client's battery, where it was not known as it set out."""
+        book, batteries, closed = self.playing.book, self.playing.scene.batteries, landing.closed
+        if batteries is None or closed is None or closed.charge_joules is None:
+            return
+        ends = landing.departure.start_seconds + closed.client_seconds
+        book.charges.leave(batteries, landing.departure.trip.client_ids, closed.charge_joules, ends)
+
     def fill(self) -> None:
         """Ask clients for the free places, before the time moves on."""
         way, scene = self.playing.book.under_way, self.playing.scene
-        following = way.next_end()
+        following = way.next_end(scene.batteries)
         if following is not None and following <= way.now_seconds:
             return
         concurrency = scene.pace.concurrency or scene.config.rounds.clients_per_round
@@ -224,7 +285,7 @@ class _Step:
 
     def _readiness(self) -> Readiness:
         playing, number = self.playing, self.number
-        pricing = playing.pricing(number)
+        pricing = replace(playing.pricing(number), aboard=playing.book.under_way.shares)
         return Readiness(scene=playing.scene, number=number, charges=playing.book.charges, pricing=pricing)
 
     def _view(self, ready: Readiness, busy: Ints, free: int) -> View:
@@ -243,35 +304,3 @@ class _Step:
             may_be_asked=idle,
             is_online=lambda ids: view.is_online(ids) & ~np.isin(ids, busy),
         )
-
-
-def _until_now(scene: Scene, one: Departure, now_seconds: float) -> ClientRecord:
-    """Of a client that is called off now."""
-    record, ids = one.record, np.array([one.client_id])
-    declared = scene.fleet.device(ids)
-    trips = Trips(
-        client_ids=ids,
-        device=scene.actual.device(declared, ids, record.round, one.start_seconds),
-        fits=np.array([record.outcome != "oom"]),
-        compute_seconds=np.array([one.compute_seconds]),
-        up_bytes=np.array([record.predicted_up_bytes]),
-        down_bytes=np.array([record.predicted_down_bytes]),
-        provision_bytes=np.array([one.provision_bytes]),
-    )
-    # A client that was asked this very moment has done nothing yet.
-    deadline = max(now_seconds - one.start_seconds, _SOON)
-    closed = close_round(trips, Pace(deadline_seconds=deadline))
-    return replace(
-        record,
-        outcome="late",
-        message="",
-        virtual_seconds=float(closed.client_seconds[0]),
-        up_bytes=int(closed.up_bytes[0]),
-        down_bytes=record.down_bytes if closed.received[0] else int(closed.down_bytes[0]),
-        provision_bytes=int(closed.provision_bytes[0]),
-        joules=float(closed.joules[0]),
-        receive_seconds=float(closed.receive_seconds[0]),
-        compute_seconds=float(closed.compute_seconds[0]),
-        send_seconds=float(closed.send_seconds[0]),
-        loss=None,
-    )

@@ -14,8 +14,8 @@ from fedray.adapter import Adapter
 from fedray.aggregation.joining import Joined, join
 from fedray.aggregation.rule import Accumulator
 from fedray.assignment import Assignment
-from fedray.closing import trips_of
-from fedray.landing import Landed, called_off, departures_of, play_until_closed
+from fedray.closing import close_on_clock, trips_of
+from fedray.landing import Landed, Outset, called_off, play_until_closed
 from fedray.policy import Cohort, Pace
 from fedray.progress import Progress
 from fedray.record import ClientRecord
@@ -36,11 +36,13 @@ class Joint:
     Attributes:
         clients: who landed in it, by the order in which they did; in the last round also who was called off.
         virtual_seconds: from the end of the round before.
+        server_joules: while it swept in them.
     """
 
     trained: Trained
     clients: list[ClientRecord]
     virtual_seconds: float
+    server_joules: float
 
 
 def play_overlapping(scene: Scene, progress: Progress, runtime: Runtime, number: int) -> Joint:
@@ -52,7 +54,12 @@ def play_overlapping(scene: Scene, progress: Progress, runtime: Runtime, number:
     clients = [told_by_training(record, trained) for record in landed.clients]
     if number == scene.config.rounds.num_rounds:
         clients += called_off(playing, number)
-    return Joint(trained=trained, clients=clients, virtual_seconds=landed.virtual_seconds)
+    return Joint(
+        trained=trained,
+        clients=clients,
+        virtual_seconds=landed.virtual_seconds,
+        server_joules=landed.server_joules,
+    )
 
 
 @dataclass(slots=True)
@@ -77,11 +84,17 @@ class _Run:
         scene, progress = self.scene, self.book
         asked = rounds.ask(scene, progress, cohort, schedule, begins)
         measured = rounds.audit_clients(scene, progress, asked, self.runtime)
-        trips = trips_of(scene, rounds.outing_of(progress, asked))
+        outing, rode = rounds.outing_of(progress, asked), progress.under_way.beside(scene.server)
         # Everybody goes to the own end; the pace of the run says in which round that is.
-        closed = rounds.close(scene, progress, asked, Pace())
-        told = told_by_the_clock(scene, progress, asked, closed, measured)
-        return departures_of(told, closed, trips, begins=begins, version=self.version)
+        closed = close_on_clock(scene, progress.holdings, progress.charges, outing, Pace(), rode)
+        return Outset(
+            version=self.version,
+            begins=begins,
+            schedule=schedule,
+            trips=trips_of(scene, outing),
+            closed=closed,
+            records=told_by_the_clock(scene, progress, asked, closed, measured),
+        ).departures()
 
 
 def _train(scene: Scene, progress: Progress, runtime: Runtime, landed: Landed) -> Trained:

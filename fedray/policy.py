@@ -94,7 +94,7 @@ class Offers:
         boundary_up_bytes: hidden states and the like over the cut in all steps; ``boundary_down_bytes`` back.
         server_seconds: the server's for the client's steps, if nobody else rides.
         server_bytes: of the server's memory while the client is in the round, of ``server_room_bytes`` that
-            its blocks leave for all clients.
+            its blocks leave for all clients, and, where rounds overlap, those who are on their way.
         sum_of_ranks: [menu].
         trained_params: [menu].
     """

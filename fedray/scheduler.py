@@ -20,7 +20,7 @@ from fedray.answers import (
     why_nothing_fits,
 )
 from fedray.assignment import Assignment
-from fedray.cost import MARGIN, Floats, Footprint, Ints, Middle, price_trips
+from fedray.cost import MARGIN, Floats, Footprint, Ints, Middle, ServerShare, price_trips
 from fedray.errors import NothingFits, PolicyError
 from fedray.holdings import Holdings
 from fedray.policy import LEAVE_OUT, Bools, Cohort, Decision, Offers, Policy, State, View
@@ -37,6 +37,7 @@ class Pricing:
         footprint_of: what one step of an assignment costs at a shape.
         holdings: what clients hold already.
         server: that the clients' cuts share; None where no assignment may have a cut.
+        aboard: what those take of it who are on their way already, where rounds overlap.
         goes_on: asks of an assignment which of these clients, [clients], kept their own side of its cut and
             so are sent nothing; None where nobody kept any.
     """
@@ -44,6 +45,7 @@ class Pricing:
     footprint_of: FootprintOf
     holdings: Holdings
     server: VirtualServer | None = None
+    aboard: Sequence[ServerShare] = ()
     goes_on: Callable[[Assignment, Ints], Bools] | None = None
 
 
@@ -85,12 +87,14 @@ class Schedule:
         terms: the prices of it.
         state: what the policy remembers.
         left_out: why a client does nothing this round, by client id.
+        shares: what each client takes of the server, [clients]; None without a cut.
     """
 
     decision: Decision
     terms: Terms
     state: State
     left_out: Mapping[int, str]
+    shares: Sequence[ServerShare | None]
 
 
 def ask_menu(policy: Policy, view: View) -> tuple[Assignment, ...]:
@@ -136,7 +140,7 @@ def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> 
     sheet = price_sheet(menu, cohort, pricing.footprint_of, pricing.server)
     # What must be held, and how much is trained, is the same for every work shape.
     held = np.array([[sum(footprint.held_bytes.values())] for footprint in sheet.footprints])
-    room_bytes = 0 if pricing.server is None else pricing.server.room_bytes
+    room_bytes = 0 if pricing.server is None else pricing.server.left_bytes(pricing.aboard)
     down_bytes = sheet.down_bytes
     if pricing.goes_on is not None:
         goes_on = np.stack([pricing.goes_on(entry, cohort.client_ids) for entry in menu])
@@ -218,7 +222,7 @@ def decide(
     reasons = {i: why_left_out(cohort, offers, i) for i, entry in enumerate(given) if entry is None}
     riders, shares = riders_of(given, cohort, pricing.footprint_of)
     if together and pricing.server is not None:
-        refused = pricing.server.refused(shares)
+        refused = pricing.server.refused(shares, pricing.aboard)
         reasons |= refused
         stays = np.array([i not in refused for i in range(len(cohort))], np.bool_)
         given = tuple(entry if stay else None for entry, stay in zip(given, stays, strict=True))
@@ -230,6 +234,7 @@ def decide(
         terms=Terms(**terms, riders=riders),
         state=new_state,
         left_out={ids[i]: reason for i, reason in sorted(reasons.items())},
+        shares=shares,
     )
 
 

@@ -5,7 +5,7 @@ riders' arithmetic and of gathering the blocks from the lowest cut aboard to the
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,15 +77,26 @@ class VirtualServer:
         """What a client takes of the room if it is alone."""
         return share.activation_bytes + share.adapter_bytes
 
-    def refused(self, shares: Sequence[ServerShare | None]) -> dict[int, str]:
+    def left_bytes(self, aboard: Sequence[ServerShare]) -> int:
+        """The most that one more may take of the room if it comes while these are on their way."""
+        adapters, activations = self._taken(aboard)
+        # In a queue the newcomer's activations are not alive beside theirs.
+        return self.room_bytes - adapters - (activations if self.order == "sweep" else 0)
+
+    def refused(
+        self, shares: Sequence[ServerShare | None], aboard: Sequence[ServerShare] = ()
+    ) -> dict[int, str]:
         """Who has no room beside those before, by position, and why; None has no cut and needs none.
 
-        Everybody stays for the whole round. A replica's adapters add up, of shared ones there is one as
+        Everybody stays for the whole trip. A replica's adapters add up, of shared ones there is one as
         large as the largest. In a queue one client's activations are alive at a time.
+
+        Args:
+            shares: of those who come, in order.
+            aboard: of those on their way already.
         """
-        join_adapters = operator.add if self.mode == "replica" else max
-        join_activations = operator.add if self.order == "sweep" else max
-        adapters = activations = 0
+        join_adapters, join_activations = self._joins()
+        adapters, activations = self._taken(aboard)
         reasons = {}
         for position, share in enumerate(shares):
             if share is None:
@@ -101,3 +112,16 @@ class VirtualServer:
                 f"{taken} of them taken"
             )
         return reasons
+
+    def _taken(self, aboard: Sequence[ServerShare]) -> tuple[int, int]:
+        """By adapters, and by activations."""
+        join_adapters, join_activations = self._joins()
+        adapters = activations = 0
+        for share in aboard:
+            adapters = join_adapters(adapters, share.adapter_bytes)
+            activations = join_activations(activations, share.activation_bytes)
+        return adapters, activations
+
+    def _joins(self) -> tuple[Callable[[int, int], int], Callable[[int, int], int]]:
+        """How one more client's adapters, and activations, go with the others'."""
+        return operator.add if self.mode == "replica" else max, operator.add if self.order == "sweep" else max

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.clock import Trips, close_round, draw_dropouts, draw_online
+from fedray.clock import close_round, draw_dropouts, draw_online
 from fedray.cost import Device, price_trips
 from fedray.errors import ConfigError
 from fedray.policy import Pace
 from fedray.riders import Riders
+from fedray.trips import Trips
 from fedray.virtual_server import VirtualServer
 
 STAYS = np.inf
@@ -45,13 +46,7 @@ def trips_of(compute_seconds, *, client_ids=None, fits=None):
 
 
 def take(trips, order):
-    others = {"device", "riders", "server", "shared_link", "drain"}
-    arrays = {name: getattr(trips, name)[order] for name in set(Trips.__slots__) - others}
-    riders = None if trips.riders is None else trips.riders.take(order)
-    link = trips.shared_link
-    return Trips(
-        device=trips.device.take(order), riders=riders, server=trips.server, shared_link=link, **arrays
-    )
+    return dataclasses.replace(trips.take(order), server=trips.server, shared_link=trips.shared_link)
 
 
 def test_without_goal_or_deadline_the_round_waits_for_the_slowest():

@@ -1,5 +1,6 @@
 """Rounds that overlap: equal to rounds in step where they must be, and true to their own clock."""
 
+import json
 from collections import Counter
 from itertools import accumulate
 
@@ -15,6 +16,7 @@ from fedray.errors import ConfigError, PolicyError
 from fedray.policy import Pace
 from fedray.underway import Departure, UnderWay
 from left_run import client_record
+from test_clock import trips_of
 from tiny_run import assert_same_adapter, assert_same_run, merged, opened, played, save_fleet
 
 QUIET = {"audit": {"share": 0.0}}
@@ -74,6 +76,44 @@ def test_fedasync_with_one_client_at_work_and_alpha_one_goes_on_from_each_client
     overlapping = run_of(tiny, {"goal": 1, "late": "join", "mixing": 1.0}, **same)
     assert learnt(overlapping) == learnt(in_step)
     assert_same_adapter(overlapping.state.adapter, in_step.state.adapter)
+
+
+CUTS = """
+import numpy as np
+
+def assign(cohort, offers):
+    cut = np.array([entry.split for entry in offers.menu])
+    tail = np.array([entry.tail for entry in offers.menu])
+    wanted = (cohort.client_ids % 3)[None]
+    key = np.where(wanted == 0, ~cut[:, None], cut[:, None] & (tail[:, None] == wanted - 1))
+    return offers.best(key * 1000 + offers.sum_of_ranks[:, None])
+"""
+
+
+@pytest.fixture
+def cuts(tmp_path):
+    """Every third client keeps the whole model, the others ride a slow server, half of them with a tail."""
+    policy = tmp_path / "cuts.py"
+    policy.write_text(CUTS)
+    return {
+        "policy": str(policy),
+        "menu": {"cuts": [1, 2], "tails": [0, 1]},
+        "server": {"flops_per_s": 1e7, "min_riders": 2, "window_seconds": 0.3},
+    }
+
+
+def test_under_cuts_too_a_round_that_takes_everybody_is_one_in_step(tiny, cuts):
+    same = {**cuts, "rounds": {"num_rounds": 2, "clients_per_round": 8}}
+    in_step = run_of(tiny, None, **same)
+    overlapping = run_of(tiny, {"goal": 8, "late": "join"}, **same)
+    assert {record.cut for record in overlapping.clients} == {None, 1}
+    assert any(record.waiting_seconds for record in overlapping.clients)
+    assert learnt(overlapping) == learnt(in_step)
+    assert_same_adapter(overlapping.state.adapter, in_step.state.adapter)
+    for one, other in zip(overlapping.rounds, in_step.rounds, strict=True):
+        for name in ("virtual_seconds", "waiting_seconds", "joules", "server_joules"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name)), name
+        assert (one.boundary_up_bytes, one.accuracy) == (other.boundary_up_bytes, other.accuracy)
 
 
 # The clock of overlapping rounds.
@@ -206,20 +246,17 @@ class Stop(Exception):
     """Thrown after a round, as if the process had died there."""
 
 
-def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny, tmp_path):
-    config = load_config(
-        merged(
-            tiny,
-            {
-                **QUIET,
-                **SIX,
-                "pace": FEDBUFF,
-                "actual": {"compute_jitter": 0.4},
-                "menu": {"up_codecs": ["top10"]},
-                "aggregation": {"server_optimizer": "momentum"},
-            },
-        )
-    )
+@pytest.mark.parametrize("under_cuts", [False, True])
+def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny, tmp_path, cuts, under_cuts):
+    changes = {
+        **QUIET,
+        **SIX,
+        "pace": FEDBUFF,
+        "actual": {"compute_jitter": 0.4},
+        "menu": {"up_codecs": ["top10"]},
+        "aggregation": {"server_optimizer": "momentum"},
+    }
+    config = load_config(merged(merged(tiny, changes), cuts if under_cuts else {}))
 
     def die(record):
         if record.round == 3:
@@ -228,8 +265,11 @@ def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny
     run(config, tmp_path / "whole")
     with pytest.raises(Stop):
         run(config, tmp_path / "broken", die)
-    versions = list((tmp_path / "broken" / "checkpoint" / "round-000003").glob("version-*.safetensors"))
-    assert versions
+    kept = tmp_path / "broken" / "checkpoint" / "round-000003"
+    assert list(kept.glob("version-*.safetensors"))
+    if under_cuts:
+        riding = json.loads((kept / "facts.json").read_text())["under_way"]["aboard"]["sweeps"]
+        assert any(one["ends"] for _, one in riding["passengers"])
     resume(tmp_path / "broken")
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
@@ -237,8 +277,8 @@ def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny
 def departure(client, end, version=0):
     record = client_record(1, client)
     return Departure(
-        version=version, start_seconds=0.0, end_seconds=end, compute_seconds=1 / 3, provision_bytes=5,
-        record=record,
+        version=version, start_seconds=0.0, end_seconds=end, leave_seconds=np.inf, trip=trips_of([1 / 3]),
+        share=None, record=record,
     )  # fmt: skip
 
 
@@ -250,10 +290,11 @@ def test_trips_land_by_their_ends_and_of_equal_moments_by_client_whatever_the_or
     way = UnderWay()
     for trip in shuffled:
         way.depart(trip)
-    again = UnderWay.from_facts(way.facts(), {})
-    landed = [way.land() for _ in trips]
-    assert landed == sorted(trips, key=lambda trip: (trip.end_seconds, trip.client_id))
-    assert landed == [again.land() for _ in trips]
+    again = UnderWay.from_facts(json.loads(json.dumps(way.facts())), {})
+    landed = [way.land().departure.record for _ in trips]
+    in_order = sorted(trips, key=lambda trip: (trip.end_seconds, trip.client_id))
+    assert landed == [trip.record for trip in in_order]
+    assert landed == [again.land().departure.record for _ in trips]
     assert way.next_end() is None
     assert way.now_seconds == max(ends)
 
@@ -264,7 +305,7 @@ def test_a_state_that_nobody_trains_from_is_not_kept():
     for version in range(4):
         way.keep(GlobalState(adapter=Adapter(), version=version))
     assert list(way.versions) == [2]
-    assert [one.client_id for one in way.call_off()] == [3]
+    assert [one.departure.client_id for one in way.call_off()] == [3]
     assert (len(way), way.versions) == (0, {})
 
 
@@ -275,8 +316,12 @@ def test_a_state_that_nobody_trains_from_is_not_kept():
     ("changes", "sentence"),
     [
         (
-            {"menu": {"cuts": [2]}},
-            r"pace.late: join lets every client go at its own pace, and under menu.cuts",
+            {"menu": {"cuts": [2]}, "server": {"mode": "shared"}},
+            r"several versions ride a server at once, and server\.mode: shared has one adapter, which all",
+        ),
+        (
+            {"menu": {"cuts": [2]}, "server": {"aggregation_interval": 3}},
+            r"an aggregation_interval of 3 averages what lies below the cuts in a round that all clients",
         ),
         ({"aggregation": "flora"}, "moves the frozen weights"),
         (

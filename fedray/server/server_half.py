@@ -142,14 +142,15 @@ class ServerHalf:
 
         Args:
             split: with the packs of this shard alone.
-            learning_rate_scale: of this round.
+            learning_rate_scale: of the shared adapter; each pack has its own.
         """
         shared, self._deltas = split.shared, deltas_of(split.base_delta, self._device)
-        anatomy, optimizer = self._backbone.anatomy, self._optimizer.scaled(learning_rate_scale)
+        anatomy, optimizer = self._backbone.anatomy, self._optimizer
         self._riders, self._aboard, self._total, self._squares = {}, {}, None, {}
         self._clips_as_one = optimizer.max_grad_norm is not None and shared is None
         self._shared_sent = shared
-        self._shared = None if shared is None else stack_of([shared], optimizer, self._device)
+        together = optimizer.scaled(learning_rate_scale)
+        self._shared = None if shared is None else stack_of([shared], together, self._device)
         for place, jobs in split.packs.items():
             sent = [
                 server_share(anatomy, job.assignment, job.sent) if shared is None else Adapter()
@@ -158,7 +159,7 @@ class ServerHalf:
             self._riders[place] = _Riders(
                 jobs=jobs,
                 sent=sent,
-                stack=stack_of(sent, optimizer, self._device),
+                stack=stack_of(sent, optimizer.scaled(jobs[0].learning_rate_scale), self._device),
                 losses=[0.0] * len(jobs),
                 kept={},
             )

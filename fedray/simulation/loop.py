@@ -22,7 +22,7 @@ from fedray.closing import (
 )
 from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
-from fedray.landing import called_off, departures_of, play_until_closed
+from fedray.landing import Outset, called_off, play_until_closed
 from fedray.observable import Observable
 from fedray.policy import Cohort, Pace, State
 from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
@@ -154,7 +154,10 @@ def _overlapping(scene: Scene, simulated: Simulated, number: int) -> _Played:
         clients = clients + called_off(playing, number)
     simulated.version += bool(landed.buffer)
     return _Played(
-        clients=clients, policy_state=simulated.policy_state, virtual_seconds=landed.virtual_seconds
+        clients=clients,
+        policy_state=simulated.policy_state,
+        virtual_seconds=landed.virtual_seconds,
+        server_joules=landed.server_joules,
     )
 
 
@@ -178,11 +181,17 @@ class _Playing:
     def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
         scene, simulated = self.scene, self.book
         outing = _outing_of(scene, cohort, schedule, begins)
-        trips = trips_of(scene, outing)
         # Everybody goes to the own end; the pace says in which round that is.
-        closed = close_on_clock(scene, simulated.holdings, simulated.charges, outing, Pace())
-        told = _records(scene, outing, closed, simulated.holdings)
-        return departures_of(told, closed, trips, begins=begins, version=self.version)
+        rode = simulated.under_way.beside(scene.server)
+        closed = close_on_clock(scene, simulated.holdings, simulated.charges, outing, Pace(), rode)
+        return Outset(
+            version=self.version,
+            begins=begins,
+            schedule=schedule,
+            trips=trips_of(scene, outing),
+            closed=closed,
+            records=_records(scene, outing, closed, simulated.holdings),
+        ).departures()
 
 
 def _outing_of(scene: Scene, cohort: Cohort, schedule: Schedule, begins: float) -> Outing:

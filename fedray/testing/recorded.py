@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedray.assignment import Assignment
-from fedray.clock import ClosedRound, Trips, close_round, draw_dropouts
+from fedray.clock import ClosedRound, close_round, draw_dropouts
 from fedray.cost import Floats, Ints
 from fedray.observable import Observable, statistics_to_json
 from fedray.policy import Cohort, Pace, Policy
@@ -13,6 +13,7 @@ from fedray.record import ClientRecord
 from fedray.scheduler import Pricing, Schedule, Terms
 from fedray.seeds import generator
 from fedray.testing.priced_model import BLOCKS, ranks_of
+from fedray.trips import Trips
 
 
 def availability(client_ids: Ints) -> Floats:

@@ -27,7 +27,9 @@ def form_packs(jobs: Sequence[Job], clients_per_pack: int) -> list[tuple[Job, ..
         frozen = a.dtype, a.weight_bits, a.sparsity, _part(a)
         # Other codecs come after training; shared seeds are what directions are drawn from.
         drawn = a.exits, a.perturbations, num_seeds(a.up_codec), a.ordered, _rounded(a)
-        groups[a.blocks, drawn, cut, frozen, a.batch_size, adapted, job.attention].append(job)
+        # Where rounds overlap clients that were asked in several of them train together.
+        asked = job.learning_rate_scale, job.round if a.exits else None
+        groups[a.blocks, drawn, cut, frozen, a.batch_size, adapted, job.attention, asked].append(job)
     packs: list[tuple[Job, ...]] = []
     for group in groups.values():
         alike = sorted(group, key=_likeness)

@@ -191,7 +191,7 @@ def observed(update: Update, statistics: Mapping[str, Tensor]) -> Update:
 
 
 def _optimizer(workshop: Workshop, job: Job) -> LocalOptimizer:
-    # All jobs of a pack are of one round, and so of one learning rate.
+    # All jobs of a pack have one.
     return workshop.optimizer.scaled(job.learning_rate_scale)
 
 

@@ -15,10 +15,11 @@ from cut_offers import (
     record_of,
     scheduled,
 )
-from fedray.clock import Trips, close_round
+from fedray.clock import close_round
 from fedray.errors import PolicyError
 from fedray.policy import Pace
 from fedray.policy_loading import load_policy
+from fedray.trips import Trips
 
 # Blocks below the cut train against a head there; cuts 1, 2 and 3 are the tiers.
 TIERS = menu_of(ranks=(2,), local_loss=(True,), whole=False)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from cut_offers import menu_of
-from fedray.clock import Trips, close_round
+from fedray.clock import close_round
 from fedray.policy import Pace, View
 from fedray.scheduler import price_menu
 from fedray.selection import load_selection
 from fedray.testing.priced_model import Client, cohort_of, pricing_of
+from fedray.trips import Trips
 
 MENU = menu_of(ranks=(2,), depths=("all",), cuts=())
 FLEET, ROUNDS = 100, 200
