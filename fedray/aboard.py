@@ -5,7 +5,7 @@ found by running a copy of the sweeps ahead. What a trip came to is told as it e
 seconds from the run's start.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,38 +29,42 @@ class RiddenTrip:
         trip: of the client alone.
         leave_seconds: after which it leaves, done or not; infinity if it stays.
         charge_joules: in its battery as it set out; None on mains.
+        client_id: whose.
+        stops_seconds: after which it is off the sweeps, done or not: who runs out of memory never boards.
     """
 
     begins: float
     trip: Trips
     leave_seconds: float
     charge_joules: float | None = None
+    client_id: int = field(init=False)
+    stops_seconds: float = field(init=False)
+    _send_seconds: float = field(init=False)
 
-    @property
-    def client_id(self) -> int:
-        """Whose."""
-        return int(self.trip.client_ids[0])
+    def __post_init__(self) -> None:
+        # Plain numbers: these are asked of everybody at every end.
+        trip, stops = self.trip, self.leave_seconds
+        if not trip.fits[0]:
+            stops = min(stops, float(trip.receive_seconds[0]))
+        object.__setattr__(self, "client_id", int(trip.client_ids[0]))
+        object.__setattr__(self, "stops_seconds", stops)
+        object.__setattr__(self, "_send_seconds", float(trip.send_seconds[0]))
 
     def travellers(self) -> Travellers:
         """The client on the way to its first step, in seconds since it set out."""
         assert self.trip.riders is not None, "a ride has steps"
-        receive = self.trip.receive_seconds
-        # Who runs out of memory at its first step never boards.
-        leave = self.leave_seconds if self.trip.fits[0] else min(self.leave_seconds, float(receive[0]))
         return Travellers(
             client_ids=self.trip.client_ids,
             riders=self.trip.riders,
             device=self.trip.device,
-            start_seconds=receive,
-            leave_seconds=np.array([leave]),
+            start_seconds=self.trip.receive_seconds,
+            leave_seconds=np.array([self.stops_seconds]),
         )
 
     def end_seconds(self, passenger: Passenger) -> float:
         """When it ends, as far as the sweeps have told; infinity for not yet known."""
-        if not self.trip.fits[0]:
-            return self.begins + min(self.leave_seconds, float(self.trip.receive_seconds[0]))
-        arrival = (passenger.finish_seconds - self.begins) + float(self.trip.send_seconds[0])
-        return self.begins + min(self.leave_seconds, arrival)
+        arrival = (passenger.finish_seconds - self.begins) + self._send_seconds
+        return self.begins + min(self.stops_seconds, arrival)
 
     def until(self, table: Timetable, batteries: Batteries | None) -> Trips:
         """The trip with its rides as far as they are known."""
@@ -178,11 +182,12 @@ class Aboard:
 
     def _found(self, batteries: Batteries | None) -> Ending:
         ahead = self.sweeps.copied()
-        first = self._first(ahead)
+        first = self._first(ahead, self.rides)
         # Of equal moments the last event still counts: it may be the end of a smaller client id.
         while ahead.next_moment() <= first[0]:
-            ahead.happen()
-            first = self._first(ahead)
+            done = ahead.happen()
+            if done:
+                first = min(first, self._first(ahead, done))
         empties = self._empties(ahead, first[0], batteries)
         ends = [(ride.begins + empties[place], ride.client_id, place)
                 for place, ride in self.rides.items() if place in empties]  # fmt: skip
@@ -192,19 +197,20 @@ class Aboard:
         closed = close_trip(trip, Pace(), ride.leave_seconds, empties.get(place, np.inf))
         return Ending(end_seconds=end, client_id=client, place=place, closed=closed)
 
-    def _first(self, ahead: Sweeps) -> tuple[float, int, int]:
+    def _first(self, ahead: Sweeps, places: Iterable[int]) -> tuple[float, int, int]:
+        """Of these the first that ends, as far as is known: when, whose and its place."""
         return min(
-            (ride.end_seconds(ahead.passengers[place]), ride.client_id, place)
-            for place, ride in self.rides.items()
+            (self.rides[place].end_seconds(ahead.passengers[place]), self.rides[place].client_id, place)
+            for place in places
         )
 
     def _empties(self, ahead: Sweeps, until: float, batteries: Batteries | None) -> dict[int, float]:
         """After how long each battery is empty that is so by a moment to which the sweeps are known."""
         found = {}
         for place, ride in self.rides.items():
-            trip = ride.until(_rode(ahead, place, ride), batteries)
-            if trip.drain is None:
+            if batteries is None or ride.charge_joules is None:
                 continue
+            trip = ride.until(_rode(ahead, place, ride), batteries)
             leave = np.array([min(ride.leave_seconds, until - ride.begins)])
             empty = float(empty_seconds(trip, Middle(trip, leave), leave)[0])
             if np.isfinite(empty):

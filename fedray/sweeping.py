@@ -138,6 +138,7 @@ class Sweeps:
     _waiting: dict[int, float] = field(default_factory=dict)  # boarded when, by place
     _staying: set[int] = field(default_factory=set)  # with steps that no sweep has served
     _sweep: _Sweep | None = None
+    _done: list[int] = field(default_factory=list)  # at the last moment
 
     def come(self, place: int, passenger: Passenger) -> None:
         """One more, at a moment that the events so far lie before; a client without steps is done at once."""
@@ -161,14 +162,15 @@ class Sweeps:
         """Of the next event; infinity if nothing happens any more."""
         return self._events[0][0] if self._events else np.inf
 
-    def happen(self) -> None:
-        """All events of the next moment, and what follows from them at once."""
-        now = self._events[0][0]
+    def happen(self) -> list[int]:
+        """All events of the next moment, and what follows from them at once; whose last step is served."""
+        now, self._done = self._events[0][0], []
         while self._events and self._events[0][0] <= now:
             self._happens(now, *heapq.heappop(self._events)[1:])
         self._come_down_if_due(now)
         if self._sweep is None and self._waiting:
             self._leave_if_due(now)
+        return self._done
 
     def through(self) -> None:
         """Until nothing happens any more."""
@@ -316,6 +318,7 @@ class Sweeps:
         ends.append(now)
         if len(ends) == step.num_steps:
             self._staying.discard(place)
+            self._done.append(place)
             own_end = now + step.after if step.waits else start + step.num_fresh * step.alone
             one.finish_seconds = max(now, own_end)
             return

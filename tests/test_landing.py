@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.adapter import Adapter, GlobalState
-from fedray.config import load_config
-from fedray.engine import play_round, resume, run
+from fedray.engine import play_round
 from fedray.errors import ConfigError, PolicyError
 from fedray.policy import Pace
 from fedray.underway import Departure, UnderWay
 from left_run import client_record
 from test_clock import trips_of
-from tiny_run import assert_same_adapter, assert_same_run, merged, opened, played, save_fleet
+from tiny_run import assert_same_adapter, merged, opened, played, save_fleet
 
 QUIET = {"audit": {"share": 0.0}}
 # What two runs computed, but for the clock's own sums.
@@ -76,44 +75,6 @@ def test_fedasync_with_one_client_at_work_and_alpha_one_goes_on_from_each_client
     overlapping = run_of(tiny, {"goal": 1, "late": "join", "mixing": 1.0}, **same)
     assert learnt(overlapping) == learnt(in_step)
     assert_same_adapter(overlapping.state.adapter, in_step.state.adapter)
-
-
-CUTS = """
-import numpy as np
-
-def assign(cohort, offers):
-    cut = np.array([entry.split for entry in offers.menu])
-    tail = np.array([entry.tail for entry in offers.menu])
-    wanted = (cohort.client_ids % 3)[None]
-    key = np.where(wanted == 0, ~cut[:, None], cut[:, None] & (tail[:, None] == wanted - 1))
-    return offers.best(key * 1000 + offers.sum_of_ranks[:, None])
-"""
-
-
-@pytest.fixture
-def cuts(tmp_path):
-    """Every third client keeps the whole model, the others ride a slow server, half of them with a tail."""
-    policy = tmp_path / "cuts.py"
-    policy.write_text(CUTS)
-    return {
-        "policy": str(policy),
-        "menu": {"cuts": [1, 2], "tails": [0, 1]},
-        "server": {"flops_per_s": 1e7, "min_riders": 2, "window_seconds": 0.3},
-    }
-
-
-def test_under_cuts_too_a_round_that_takes_everybody_is_one_in_step(tiny, cuts):
-    same = {**cuts, "rounds": {"num_rounds": 2, "clients_per_round": 8}}
-    in_step = run_of(tiny, None, **same)
-    overlapping = run_of(tiny, {"goal": 8, "late": "join"}, **same)
-    assert {record.cut for record in overlapping.clients} == {None, 1}
-    assert any(record.waiting_seconds for record in overlapping.clients)
-    assert learnt(overlapping) == learnt(in_step)
-    assert_same_adapter(overlapping.state.adapter, in_step.state.adapter)
-    for one, other in zip(overlapping.rounds, in_step.rounds, strict=True):
-        for name in ("virtual_seconds", "waiting_seconds", "joules", "server_joules"):
-            assert getattr(one, name) == pytest.approx(getattr(other, name)), name
-        assert (one.boundary_up_bytes, one.accuracy) == (other.boundary_up_bytes, other.accuracy)
 
 
 # The clock of overlapping rounds.
@@ -239,39 +200,7 @@ def test_nobody_is_asked_while_offline_and_the_time_moves_on_to_who_comes(tiny, 
     assert all(start % 500 < 400 for start in starts)
 
 
-# Resuming, and values.
-
-
-class Stop(Exception):
-    """Thrown after a round, as if the process had died there."""
-
-
-@pytest.mark.parametrize("under_cuts", [False, True])
-def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny, tmp_path, cuts, under_cuts):
-    changes = {
-        **QUIET,
-        **SIX,
-        "pace": FEDBUFF,
-        "actual": {"compute_jitter": 0.4},
-        "menu": {"up_codecs": ["top10"]},
-        "aggregation": {"server_optimizer": "momentum"},
-    }
-    config = load_config(merged(merged(tiny, changes), cuts if under_cuts else {}))
-
-    def die(record):
-        if record.round == 3:
-            raise Stop
-
-    run(config, tmp_path / "whole")
-    with pytest.raises(Stop):
-        run(config, tmp_path / "broken", die)
-    kept = tmp_path / "broken" / "checkpoint" / "round-000003"
-    assert list(kept.glob("version-*.safetensors"))
-    if under_cuts:
-        riding = json.loads((kept / "facts.json").read_text())["under_way"]["aboard"]["sweeps"]
-        assert any(one["ends"] for _, one in riding["passengers"])
-    resume(tmp_path / "broken")
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+# Values.
 
 
 def departure(client, end, version=0):

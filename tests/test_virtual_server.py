@@ -80,6 +80,18 @@ def test_clients_are_admitted_in_order_and_a_small_one_may_fit_behind_a_large_on
     }
 
 
+def test_who_is_on_the_way_already_takes_room_from_who_comes():
+    aboard = [share_of(300, 100), share_of(50, 50)]
+    assert server_of().left_bytes(aboard) == 100
+    assert server_of().refused([share_of(100), share_of(1)], aboard) == {
+        1: "needs 1 B on the server, which has 600 B beside its blocks, 600 B of them taken",
+    }
+    # In a queue the newcomer's activations may take what theirs do.
+    queue = server_of(order="queue")
+    assert queue.left_bytes(aboard) == 450
+    assert set(queue.refused([share_of(400, 50), share_of(1, 1)], aboard)) == {1}
+
+
 def test_a_shared_adapter_is_held_once():
     shares = [share_of(200, 200), share_of(200, 100), share_of(1, 0)]
     assert set(server_of().refused(shares)) == {1}

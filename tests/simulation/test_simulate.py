@@ -32,7 +32,7 @@ SETTINGS = {
     },
     "a deadline": {"pace": {"deadline_seconds": 1.0}, "selection": "tifl"},
     "cuts": {
-        "menu": {"ranks": [2], "cuts": [1], "tails": [0, 1]},
+        "menu": {"ranks": [2], "cuts": [1], "tails": [0, 1], "whole": False},
         "rounds": {"num_rounds": 2},
         "policy": "deepest_cut",
         "privacy": {"cut_clip_norm": 4.0, "cut_noise_multiplier": 20.0},
@@ -70,7 +70,7 @@ SETTINGS = {
     },
     "cuts in rounds that overlap until a goal, dropouts": {
         "pace": {"goal": 2, "late": "join"},
-        "menu": {"ranks": [2], "cuts": [1], "tails": [0, 1]},
+        "menu": {"ranks": [2], "cuts": [1], "tails": [0, 1], "whole": False},
         "rounds": {"num_rounds": 5, "clients_per_round": 5},
         "server": {"flops_per_s": 5e6, "min_riders": 2, "window_seconds": 0.5},
         "policy": "deepest_cut",
@@ -79,7 +79,7 @@ SETTINGS = {
     },
     "batteries that run empty under cuts in rounds that overlap until a goal": {
         "pace": {"goal": 2, "late": "join"},
-        "menu": {"ranks": [2], "cuts": [1]},
+        "menu": {"ranks": [2], "cuts": [1], "whole": False},
         "rounds": {"num_rounds": 5, "clients_per_round": 5},
         "server": {"flops_per_s": 5e6},
         "policy": "deepest_cut",
@@ -112,6 +112,7 @@ def test_a_simulation_has_a_runs_numbers_wherever_nothing_is_learnt(tiny, tmp_pa
     outcomes = {record.outcome for record in run.clients}
     assert ("late" in outcomes) is ("goal" in setting or "deadline" in setting)
     assert ("dropped" in outcomes) is any(w in setting for w in ("dropouts", "crashes", "empty"))
+    assert any(record.cut for record in run.clients) is ("cuts" in setting)
     assert_same_system(simulated, run)
 
 

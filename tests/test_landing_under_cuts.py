@@ -1,0 +1,117 @@
+"""Rounds that overlap under cuts: equal to rounds in step where they must be, and resumed as they were."""
+
+import json
+
+import pytest
+import torch
+
+from fedray.config import load_config
+from fedray.cost import WorkShape
+from fedray.engine import resume, run
+from test_landing import FEDBUFF, QUIET, SIX, learnt, run_of
+from tiny_run import assert_same_adapter, assert_same_run, begun, merged, played
+
+CUTS = """
+import numpy as np
+
+def assign(cohort, offers):
+    cut = np.array([entry.split for entry in offers.menu])
+    tail = np.array([entry.tail for entry in offers.menu])
+    wanted = (cohort.client_ids % 3)[None]
+    key = np.where(wanted == 0, ~cut[:, None], cut[:, None] & (tail[:, None] == wanted - 1))
+    return offers.best(key * 1000 + offers.sum_of_ranks[:, None])
+"""
+
+
+@pytest.fixture
+def cuts(tmp_path):
+    """Every third client keeps the whole model, the others ride a slow server, half of them with a tail."""
+    policy = tmp_path / "cuts.py"
+    policy.write_text(CUTS)
+    return {
+        "policy": str(policy),
+        "menu": {"cuts": [1, 2], "tails": [0, 1]},
+        "server": {"flops_per_s": 1e7, "min_riders": 2, "window_seconds": 0.3},
+    }
+
+
+def test_under_cuts_too_a_round_that_takes_everybody_is_one_in_step(tiny, cuts):
+    same = {**cuts, "rounds": {"num_rounds": 2, "clients_per_round": 8}}
+    in_step = run_of(tiny, None, **same)
+    overlapping = run_of(tiny, {"goal": 8, "late": "join"}, **same)
+    assert {record.cut for record in overlapping.clients} == {None, 1}
+    assert any(record.waiting_seconds for record in overlapping.clients)
+    assert learnt(overlapping) == learnt(in_step)
+    assert_same_adapter(overlapping.state.adapter, in_step.state.adapter)
+    for one, other in zip(overlapping.rounds, in_step.rounds, strict=True):
+        for name in ("virtual_seconds", "waiting_seconds", "joules", "server_joules"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name)), name
+        assert (one.boundary_up_bytes, one.accuracy) == (other.boundary_up_bytes, other.accuracy)
+
+
+def test_who_is_on_the_way_keeps_its_room_on_the_server(tiny):
+    menu = {"ranks": [2], "depths": ["all"], "cuts": [1], "whole": False}
+    config = merged(tiny, {**QUIET, **SIX, "pace": FEDBUFF, "menu": menu, "data": {"max_length": 8}})
+    scene, _ = begun(config)
+    [entry], server = scene.menu, scene.server
+    share = scene.footprint(entry, WorkShape(rows=4, tokens=8, attention="memory_efficient")).server
+    for times, together in ((1.5, 1), (2.5, 2)):
+        room = sum(server.block_bytes) + int(times * server.needed_bytes(share))
+        riders = played(merged(config, {"server": {"memory_bytes": room}})).clients
+        at_once = [sum(starts(a) <= starts(r) < ends(a) for a in riders) for r in riders]
+        assert max(at_once) == together
+
+
+def starts(record):
+    return record.start_seconds
+
+
+def ends(record):
+    return record.start_seconds + record.virtual_seconds
+
+
+def test_each_client_takes_the_learning_rate_of_the_round_in_which_it_was_asked(tiny, cuts):
+    # Whoever shares a pack; alone each has its own for sure.
+    training = {"training": {"lr_scheduler_type": "linear", "optim": "sgd", "learning_rate": 1.0}}
+    together, alone = (
+        run_of(tiny, FEDBUFF, **SIX, **cuts, **training, packs={"clients_per_pack": size}) for size in (8, 1)
+    )
+    assert_alike(together.state.adapter, alone.state.adapter)
+    assert max(record.staleness for record in alone.clients) > 1
+
+
+def assert_alike(one, other):
+    for name, tensor in one.tensors().items():
+        assert torch.allclose(tensor, other.tensors()[name], rtol=1e-3, atol=1e-5), name
+
+
+class Stop(Exception):
+    """Thrown after a round, as if the process had died there."""
+
+
+@pytest.mark.parametrize("under_cuts", [False, True])
+def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny, tmp_path, cuts, under_cuts):
+    changes = {
+        **QUIET,
+        **SIX,
+        "pace": FEDBUFF,
+        "actual": {"compute_jitter": 0.4},
+        "menu": {"up_codecs": ["top10"]},
+        "aggregation": {"server_optimizer": "momentum"},
+    }
+    config = load_config(merged(merged(tiny, changes), cuts if under_cuts else {}))
+
+    def die(record):
+        if record.round == 3:
+            raise Stop
+
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(config, tmp_path / "broken", die)
+    kept = tmp_path / "broken" / "checkpoint" / "round-000003"
+    assert list(kept.glob("version-*.safetensors"))
+    if under_cuts:
+        riding = json.loads((kept / "facts.json").read_text())["under_way"]["aboard"]["sweeps"]
+        assert any(one["ends"] for _, one in riding["passengers"])
+    resume(tmp_path / "broken")
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
