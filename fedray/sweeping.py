@@ -153,6 +153,9 @@ class Sweeps:
     def go(self, place: int, now: float) -> None:
         """This one is gone from now on, done or not."""
         del self.passengers[place]
+        # It may have been about to leave long after.
+        self._events = [event for event in self._events if event[2] != place]
+        heapq.heapify(self._events)
         if place in self._staying:
             # Others may have waited for it, and whether they still do is seen at events alone.
             self._leaves(place)

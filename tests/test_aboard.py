@@ -166,6 +166,17 @@ def test_a_client_may_come_again_after_it_has_gone():
     assert aboard.count(20.0) == 8
 
 
+def test_nothing_is_kept_of_who_has_gone():
+    # One who would have left at 1000, and one who leaves aboard a sweep that ends at 7.
+    aboard, who = Aboard.of(server_of()), travellers_of([2, 2], steps=1, flops=2, leave=[1000, 5])
+    aboard.come(ride(who))
+    aboard.come(ride(who, 1))
+    assert [landed(aboard)[:2] for _ in range(2)] == [(1, 5), (0, 8)]
+    aboard.count(8.0)
+    sweeps = aboard.facts()["sweeps"]
+    assert [sweeps[kept] for kept in ("passengers", "over", "events", "waiting", "staying")] == [[]] * 5
+
+
 def test_what_riders_look_like_as_they_set_out_counts_who_is_under_way():
     aboard = Aboard.of(server_of())
     aboard.come(ride(PAIR))

@@ -9,7 +9,7 @@ from fedray.config import load_config
 from fedray.cost import WorkShape
 from fedray.engine import resume, run
 from test_landing import FEDBUFF, QUIET, SIX, learnt, run_of
-from tiny_run import assert_same_adapter, assert_same_run, begun, merged, played
+from tiny_run import assert_same_adapter, assert_same_run, begun, merged, played, save_fleet
 
 CUTS = """
 import numpy as np
@@ -115,3 +115,29 @@ def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny
         assert any(one["ends"] for _, one in riding["passengers"])
     resume(tmp_path / "broken")
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_an_overtaken_update_is_under_a_cut_what_it_is_of_a_whole_model(tiny, tmp_path):
+    # A server that takes no time, links likewise, and devices so unlike that they land in the same order.
+    rates = [3e5, 1e9, 4e6, 2e9, 5e7, 3e9, 6e8, 4e9]
+    links = {"up_bps": [1e15] * 8, "down_bps": [1e15] * 8, "rtt_seconds": [0.0] * 8}
+    fleet = save_fleet(tmp_path / "unlike.csv", [4096] * 8, flops_per_s_fp32=rates, **links)
+    both = []
+    for cut in (True, False):
+        policy = tmp_path / f"cut_{cut}.py"
+        policy.write_text(
+            f"def assign(cohort, offers):\n    return offers.best(offers.cut == {1 if cut else 4})\n"
+        )
+        changes = {
+            "policy": str(policy),
+            "fleet": fleet,
+            "menu": {"ranks": [2], "depths": ["all"], "cuts": [1]},
+            "training": {"optim": "sgd", "learning_rate": 0.3, "max_steps": 2},
+        }
+        both.append(run_of(tiny, FEDBUFF, **SIX, **changes))
+    ridden, whole = both
+    assert ({r.cut for r in ridden.clients}, {r.cut for r in whole.clients}) == ({1}, {None})
+    told = [[(r.round, r.client_id, r.staleness, r.outcome) for r in one.clients] for one in both]
+    assert told[0] == told[1]
+    assert max(r.staleness for r in whole.clients if r.outcome == "ok") > 0
+    assert_alike(ridden.state.adapter, whole.state.adapter)
