@@ -27,10 +27,12 @@ def agreed_pace(config: Config, policy: LoadedPolicy | SelectedBy) -> Pace:
 def _possible(config: Config, policy: LoadedPolicy | SelectedBy, pace: Pace) -> Pace:
     link = config.server_link
     if pace.late != "drop" and (link.up_bps is not None or link.down_bps is not None):
-        why = "who comes later slows down" if pace.joins else "how long sending takes is unknown to"
+        says, why = "when it ends", "how long sending takes is unknown to"
+        if pace.joins:
+            says, why = "what will have reached its client", "who comes later slows down"
         raise ConfigError(
-            f"pace.late: {pace.late} says at the start of a trip when it ends, and on a server_link {why} "
-            "whoever is on the way; drop one of the two."
+            f"pace.late: {pace.late} says at the start of a trip {says}, and on a server_link {why} whoever is "
+            "on the way; drop one of the two."
         )
     if not config.menu.cuts:
         return pace
