@@ -31,8 +31,8 @@ def _possible(config: Config, policy: LoadedPolicy | SelectedBy, pace: Pace) -> 
         if pace.joins:
             says, why = "what will have reached its client", "who comes later slows down"
         raise ConfigError(
-            f"pace.late: {pace.late} says at the start of a trip {says}, and on a server_link {why} whoever is "
-            "on the way; drop one of the two."
+            f"pace.late: {pace.late} says at the start of a trip {says}, and on a server_link {why} whoever "
+            "is on the way; drop one of the two."
         )
     if not config.menu.cuts:
         return pace

@@ -159,11 +159,20 @@ def test_a_plan_says_that_a_battery_does_not_bear_the_work(tiny, tmp_path):
     assert "which may spare 0.008 J" in last.reason
 
 
-def test_rounds_that_overlap_empty_batteries_too(tiny, tmp_path, once):
+# So slow a server that who sets out finds others aboard.
+CUTS = {
+    "menu": {"ranks": [2], "cuts": [1], "tails": [0], "whole": False},
+    "server": {"flops_per_s": 1e7},
+    "policy": "deepest_cut",
+}
+
+
+@pytest.mark.parametrize(("times", "cuts"), [(2.2, {}), (30, CUTS)], ids=["whole models", "cuts"])
+def test_rounds_that_overlap_empty_batteries_too(tiny, tmp_path, once, times, cuts):
     pace = {"late": "join", "goal": 2}
     config = config_of(
-        tiny, tmp_path, joules=(2.2 * once / 0.8).tolist(), battery={"charging": "never"}, pace=pace,
-        rounds={"num_rounds": 4, "clients_per_round": 4}, aggregation="factor_mean",
+        tiny, tmp_path, joules=(times * once / 0.8).tolist(), battery={"charging": "never"}, pace=pace,
+        rounds={"num_rounds": 4, "clients_per_round": 4}, aggregation="factor_mean", **cuts,
     )  # fmt: skip
     by_client = {}
     for record in played(config).clients:
