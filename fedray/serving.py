@@ -137,6 +137,16 @@ def _refuse_local_loss_without_classes(scene: Scene, assignments: Sequence[Assig
         )
 
 
+def _refuse_a_server_that_moves(scene: Scene, assignments: Sequence[Assignment]) -> None:
+    """Raises PolicyError: of a menu the configuration was refused."""
+    if scene.config.server.mode == "shared" and any(assignment.is_black_box for assignment in assignments):
+        raise PolicyError(
+            "The policy gave a client a cut and perturbations, so that it takes the difference of two looks, "
+            "and with server.mode: shared the server's blocks change between them; set server.mode: replica, "
+            "or make it from entries of view.menu."
+        )
+
+
 def _refuse_interval_of_nothing(scene: Scene) -> None:
     """Raises ConfigError."""
     interval = scene.aggregation_interval
@@ -151,7 +161,9 @@ def _refuse_interval_of_nothing(scene: Scene) -> None:
 def split_round(scene: Scene, state: GlobalState, jobs: Sequence[Job]) -> SplitRound:
     """The packs of a round's clients with cuts; a queue takes them one by one."""
     section = scene.config.server
-    _refuse_local_loss_without_classes(scene, [job.assignment for job in jobs])
+    given = [job.assignment for job in jobs]
+    _refuse_local_loss_without_classes(scene, given)
+    _refuse_a_server_that_moves(scene, given)
     size = scene.config.packs.clients_per_pack if section.order == "sweep" else 1
     packs = dict(enumerate(form_packs(jobs, size)))
     shared = _ridden(scene, state, jobs) if section.mode == "shared" else None

@@ -3,9 +3,11 @@
 A client computes and sends a step, boards, and waits. A sweep leaves when the server is free and enough
 wait; who misses it takes the next. It goes up and comes down, half of its seconds each. From the top tails
 get what they read, and the sweep waits for the last of those aboard before it comes down for everybody.
+Black-box clients aboard go up before the others, and have their losses from there; their ride ends so.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -18,7 +20,10 @@ from fedray.virtual_server import VirtualServer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepTime:
-    """One sweep: its clients by position. At the top it stands still while tails are waited for."""
+    """One sweep: its clients by position. At the top it stands still while tails are waited for.
+
+    With black-box clients alone it ends at the top.
+    """
 
     start_seconds: float
     top_seconds: float
@@ -34,7 +39,7 @@ class Timetable:
     Attributes:
         sweeps: in order.
         step_ends: of each client the ends of the sweeps that served its steps, one array a client;
-            ``step_tops`` when these were at the top.
+            ``step_tops`` when these were at the top. For a black-box client it ends where its loss leaves.
         finish_seconds: when each client's last step is over, [clients]: its start for one without steps,
             infinity for one that left before.
     """
@@ -91,10 +96,11 @@ class _Kind(IntEnum):
 
     LEAVE = 0
     SWEEP_ENDS = 1
-    AT_THE_TOP = 2
-    TURNED = 3
-    BOARD = 4
-    WINDOW_ENDS = 5
+    LOOKED = 2
+    AT_THE_TOP = 3
+    TURNED = 4
+    BOARD = 5
+    WINDOW_ENDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,7 @@ class _Pace:
     turns: bool
     flops: int
     first_block: int
+    blind: bool
 
 
 @dataclass(slots=True)
@@ -172,6 +179,8 @@ class _Run:
         match kind:
             case _Kind.SWEEP_ENDS:
                 self._end(now)
+            case _Kind.LOOKED:
+                self._look(now)
             case _Kind.AT_THE_TOP:
                 self._turn(now)
             case _Kind.TURNED if self._sweep is not None:
@@ -184,13 +193,21 @@ class _Run:
             case _Kind.BOARD if client in self._staying:
                 self._waiting[client] = now
 
+    def _look(self, now: float) -> None:
+        """Those who go up alone are at the top: their losses leave."""
+        assert self._sweep is not None
+        for client in self._sweep.aboard:
+            if self._paces[client].blind and client in self._staying:
+                self.step_tops[client].append(now)
+                self._served(client, now)
+
     def _turn(self, now: float) -> None:
         """The sweep under way is at the top: what leaves for tails leaves."""
         assert self._sweep is not None
         self._sweep.top = now
         for client in self._sweep.aboard:
             pace, tops = self._paces[client], self.step_tops[client]
-            if client in self._staying:
+            if client in self._staying and not pace.blind:
                 is_fresh = len(tops) < pace.num_fresh
                 tops.append(now)
                 if pace.turns:
@@ -215,7 +232,8 @@ class _Run:
             )
         )
         for rider in sweep.aboard:
-            self._served(rider, now)
+            if not self._paces[rider].blind:
+                self._served(rider, now)
 
     def _leave_if_due(self, now: float) -> None:
         first = min(self._waiting.values())
@@ -228,14 +246,24 @@ class _Run:
         if self.server.order == "queue":
             ids = self.who.client_ids
             aboard = [min(aboard, key=lambda client: (self._waiting[client], ids[client]))]
-        flops = sum(self._paces[client].flops for client in aboard)
-        lowest = min(self._paces[client].first_block for client in aboard)
-        half = self.server.sweep_seconds(flops, lowest) / 2
+        blind = [client for client in aboard if self._paces[client].blind]
+        others = [client for client in aboard if not self._paces[client].blind]
+        looking, half = self._way_seconds(blind, 1), self._way_seconds(others, 2)
         for client in aboard:
             del self._waiting[client]
         turning = {client for client in aboard if self._paces[client].turns}
         self._sweep = _UnderWay(start=now, half=half, aboard=tuple(aboard), awaited=turning)
-        self._add(now + half, _Kind.AT_THE_TOP, -1)
+        if blind:
+            self._add(now + looking, _Kind.LOOKED, -1)
+        self._add(now + looking + half, _Kind.AT_THE_TOP, -1)
+
+    def _way_seconds(self, clients: Sequence[int], num_ways: int) -> float:
+        """What one of their ways through the blocks takes, with their arithmetic spread over so many."""
+        if not clients:
+            return 0.0
+        flops = sum(self._paces[client].flops for client in clients)
+        lowest = min(self._paces[client].first_block for client in clients)
+        return self.server.way_seconds(flops / num_ways, lowest)
 
     def _served(self, client: int, now: float) -> None:
         if client not in self._staying:
@@ -274,5 +302,6 @@ def _paces(who: Travellers) -> list[_Pace]:
         riders.turns,
         riders.server_flops,
         riders.first_block,
+        riders.blind > 0,
     )
     return [_Pace(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
