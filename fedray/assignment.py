@@ -208,7 +208,7 @@ class Assignment:
 
     @property
     def is_black_box(self) -> bool:
-        """Whether the server answers the client's activations with a loss alone."""
+        """Whether the server answers activations with a loss alone."""
         return self.split and self.perturbations > 0
 
     @property
@@ -253,8 +253,9 @@ class Assignment:
 
     @property
     def sum_of_ranks(self) -> int:
-        """Ranks over all blocks: what an adapter can learn and what it costs to send grow with it."""
-        return sum(self.adapter.ranks) if isinstance(self.adapter, Lora) else 0
+        """Ranks over all trained blocks: what can be learnt and what it costs to send grow with it."""
+        own = self.adapter.ranks if isinstance(self.adapter, Lora) else ()
+        return sum(rank for rank, trained in zip(own, self.trained, strict=False) if trained)
 
     def num_steps(self, num_rows: int) -> int:
         """Local steps of a client with ``num_rows`` rows; the last batch of an epoch may be short."""
