@@ -40,6 +40,7 @@ def server_setting(scene: Scene) -> ServerSetting | None:
         return None
     section = scene.config.server
     _refuse_local_loss_without_classes(scene, scene.menu)
+    _warn_of_a_head_that_stays(scene)
     _refuse_interval_of_nothing(scene)
     outputs = scene.num_labels or int(scene.model_config.vocab_size)
     return ServerSetting(
@@ -134,6 +135,16 @@ def _refuse_local_loss_without_classes(scene: Scene, assignments: Sequence[Assig
         raise ConfigError(
             f"menu.local_loss trains a classifier at the cut, and the task {scene.config.task.name!r} has no "
             "classes; drop it, or choose a classification task."
+        )
+
+
+def _warn_of_a_head_that_stays(scene: Scene) -> None:
+    if scene.num_labels and all(assignment.is_black_box for assignment in scene.menu):
+        warnings.warn(
+            f"All {len(scene.menu)} assignments of the menu are black-box clients', for whom nothing above a "
+            "cut is trained, so the new head stays as it was drawn; list 0 beside menu.perturbations, or set "
+            "menu.whole: true.",
+            stacklevel=3,
         )
 
 

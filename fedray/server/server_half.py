@@ -2,7 +2,7 @@
 
 `replica` (SplitFed v1, 2004.12088) keeps an adapter per client; with it a round equals one in which
 every client trains the whole model alone. `shared` (v2) has one, stepped once a sweep by the mean over
-those aboard.
+those aboard. To black boxes losses go down, and what the server runs for them stays as it was sent.
 
 Letters of shapes: C clients of a pack, B rows of a batch, N = C * B rows, T tokens, D hidden width.
 """

@@ -266,7 +266,7 @@ def test_a_menu_has_black_boxes_at_every_cut_that_trains_something_below() -> No
     blind_ones = {(e.cut, e.tail, e.num_trained_blocks) for e in menu if e.is_black_box}
     # With two trained blocks of four nothing is trained below the first cut, and one block below the third.
     assert blind_ones == {(1, 0, 1), (3, 0, 3), (3, 0, 1)}
-    # Ranks that nobody trains are no size: a client that both fit is given gradients by whoever takes the largest.
+    # Ranks that nobody trains are no size: who takes the largest gives gradients to whom they fit.
     assert {e.sum_of_ranks for e in menu if e.cut == 3 and e.is_black_box} == {2, 6}
     first = next(entry for entry in menu if entry.is_black_box)
     assert str(first) == "rank 2 on 1 of 4 blocks forward only, 8 directions, cut 1, batch 8"
