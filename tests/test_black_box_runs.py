@@ -1,7 +1,6 @@
-"""Runs in which some clients are told a loss alone: beside others, simulated, resumed, over actors."""
+"""Runs in which some clients are told a loss alone: beside others, simulated and resumed."""
 
 import pytest
-import ray
 
 import fedray
 from fedray import checkpoint
@@ -99,23 +98,6 @@ def test_neither_packs_nor_a_break_nor_a_simulation_change_anything(kinds, tmp_p
     simulated = fedray.simulate(kinds, out=tmp_path / "simulated")
     for name in ("clients", "rounds"):
         assert records(simulated.out, name, TRAINED) == records(run.out, name, TRAINED)
-
-
-@pytest.mark.ray
-def test_over_actors_black_boxes_are_told_what_they_are_told_here(kinds):
-    here_heard, there_heard = Heard(), Heard()
-    # What stays with a client between two averagings is what it looks from next.
-    config = merged(kinds, {"server": {"aggregation_interval": 2}})
-    here = played(config, [here_heard])
-    context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        address = context.address_info["address"]
-        on_ray = {"runtime": "on_ray", "ray": {"address": address, "num_actors": 2}}
-        there = played(merged(config, on_ray), [there_heard])
-    finally:
-        ray.shutdown()
-    assert here_heard.messages == there_heard.messages
-    assert_same_adapter(here.state.adapter, there.state.adapter)
 
 
 def test_what_lies_above_a_black_boxs_cut_is_moved_by_others_alone(kinds):
