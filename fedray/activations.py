@@ -43,14 +43,12 @@ def check_8_bits(count: int, *, backward: int, split: bool, recompute: bool, per
         )
 
 
-def check_forward_only(perturbations: int, *, split: bool, recompute: bool) -> None:
+def check_forward_only(perturbations: int, *, recompute: bool) -> None:
     """Raises ConfigError for directions in place of a backward pass that something else goes on with."""
     if perturbations < 0:
         raise ConfigError(f"perturbations counts directions, 0 or more, found {perturbations}.")
-    if perturbations and (split or recompute):
-        wrong = "a server sends a gradient back" if split else "there is no backward pass to recompute for"
-        given = "a cut" if split else "recompute"
+    if perturbations and recompute:
         raise ConfigError(
-            f"perturbations = {perturbations} makes a forward-only client, and with {given} {wrong}; drop "
-            "one of the two."
+            f"perturbations = {perturbations} makes a forward-only client, and with recompute there is no "
+            "backward pass to recompute for; drop one of the two."
         )

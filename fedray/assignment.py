@@ -1,7 +1,6 @@
 """What one client does in one round: one frozen value, checked in one place.
 
-Every part of the design has its field from the first day. A value that the engine cannot run
-yet is refused here with a sentence, never ignored further down.
+A value that the engine cannot run is refused here with a sentence, never ignored further down.
 """
 
 import dataclasses
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
 from fedray.activations import check_8_bits, check_forward_only
-from fedray.codec_names import check_cut_codec, check_update_codecs
+from fedray.codec_names import check_update_codecs
+from fedray.cuts import check_black_box, check_cut
 from fedray.errors import ConfigError
 from fedray.exits import check_exits
 from fedray.trained import (
@@ -89,7 +89,8 @@ class Assignment:
             last one is the client's whole depth, its head is there and the model's last one is absent.
         ordered: parts of the width of which one is drawn for every step; None trains all of it in each.
         perturbations: random directions along which a forward-only client looks at its loss in every step, to
-            do without a backward pass (`fedray.training.forward_only`); 0 has one.
+            do without a backward pass (`fedray.training.forward_only`); 0 has one. Under a cut a black-box
+            client: each look sends hidden states up and gets a loss, and its own share alone is trained.
 
     Raises:
         ConfigError: at construction, for a value out of range or a combination not supported.
@@ -149,7 +150,7 @@ class Assignment:
             recompute=self.recompute,
             perturbations=self.perturbations,
         )
-        check_forward_only(self.perturbations, split=self.split, recompute=self.recompute)
+        check_forward_only(self.perturbations, recompute=self.recompute)
         _check_ordered(self, self.ordered)
 
     @property
@@ -172,11 +173,12 @@ class Assignment:
     def trained(self) -> tuple[bool, ...]:
         """Of each block, by its place among those that have a rank, whether it is trained.
 
-        Above a prompt all of them have a backward pass, and count.
+        Above a prompt all of them have a backward pass, and count. Above a black-box client's cut none does.
         """
         match self.adapter:
             case Lora(ranks=ranks):
-                return tuple(rank > 0 for rank in ranks)
+                still = self.cut if self.is_black_box else len(ranks)
+                return tuple(rank > 0 and block < still for block, rank in enumerate(ranks))
             case Weights(trained=trained):
                 return trained
             case Prompt():
@@ -202,7 +204,17 @@ class Assignment:
     @property
     def gradient_comes_down(self) -> bool:
         """Whether the server answers the client's activations with their gradient."""
-        return self.split and not self.frozen_bottom and not self.local_loss
+        return self.split and not (self.frozen_bottom or self.local_loss or self.is_black_box)
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether the server answers activations with a loss alone."""
+        return self.split and self.perturbations > 0
+
+    @property
+    def rides_per_step(self) -> int:
+        """How often a local step goes up to the server: a black-box client's twice for each direction."""
+        return 2 * self.perturbations if self.is_black_box else 1
 
     def client_blocks(self, num_blocks: int) -> tuple[int, ...]:
         """The blocks the client executes of a model with so many: those below the cut, and its tail."""
@@ -241,8 +253,9 @@ class Assignment:
 
     @property
     def sum_of_ranks(self) -> int:
-        """Ranks over all blocks: what an adapter can learn and what it costs to send grow with it."""
-        return sum(self.adapter.ranks) if isinstance(self.adapter, Lora) else 0
+        """Ranks over all trained blocks: what can be learnt and what it costs to send grow with it."""
+        own = self.adapter.ranks if isinstance(self.adapter, Lora) else ()
+        return sum(rank for rank, trained in zip(own, self.trained, strict=False) if trained)
 
     def num_steps(self, num_rows: int) -> int:
         """Local steps of a client with ``num_rows`` rows; the last batch of an epoch may be short."""
@@ -348,22 +361,13 @@ def _cut_words(assignment: Assignment) -> str:
     return " ".join(parts)
 
 
-def _check_cut(assignment: Assignment) -> None:
-    a = assignment
-    check_cut_codec(a.cut_codec)
-    given = {"tail": a.tail, "local_loss": a.local_loss, "cut_codec": a.cut_codec != "none"}
-    needless = [name for name, value in given.items() if value]
-    if not a.split and needless:
-        raise ConfigError(f"{needless[0]} has no effect without split = true; set it or drop {needless[0]}.")
-    if a.tail < 0:
-        raise ConfigError(f"tail counts trailing blocks, 0 or more, found {a.tail}.")
-    if a.local_loss and a.tail:
-        raise ConfigError(
-            f"local_loss ends the client's own work at its cut, and tail = {a.tail} would wait for the "
-            "server; drop the one or the other."
+def _check_cut(a: Assignment) -> None:
+    below = a.trained[: a.cut]
+    check_cut(split=a.split, tail=a.tail, local_loss=a.local_loss, cut_codec=a.cut_codec, below=below)
+    if a.is_black_box:
+        check_black_box(
+            a.perturbations, tail=a.tail, local_loss=a.local_loss, up_codec=a.up_codec, below=below
         )
-    if a.local_loss and not any(a.trained[: a.cut]):
-        raise ConfigError("local_loss trains blocks below the cut, and none has a rank; give one or drop it.")
 
 
 def _check_ordered(a: Assignment, ordered: OrderedDropout | None) -> None:

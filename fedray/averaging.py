@@ -23,7 +23,7 @@ from fedray.training.job import ClientState, Job, message
 from fedray.training.observables import values_on_meta
 from fedray.training.own_side import OwnSide, Shapes, shapes_of, without_own_side
 from fedray.training.shapes import empty_adapter, site_ranks
-from fedray.training.shares import client_share, server_share
+from fedray.training.shares import client_share, learnt_above, server_share
 
 
 def handed_out(
@@ -82,10 +82,13 @@ def as_sent_up(
 def averaged_ranks(scene: Scene, job: Job) -> dict[str, int]:
     """The ranks of those sites of a job whose factors are averaged after its round."""
     ranks = site_ranks(scene.anatomy, job.assignment)
-    if not job.keeps_own_side:
+    if not (job.keeps_own_side or job.assignment.is_black_box):
         return ranks
-    theirs = server_share(scene.anatomy, job.assignment, _empty(scene, job.assignment)).factors
-    return {site: rank for site, rank in ranks.items() if site in theirs}
+    empty = _empty(scene, job.assignment)
+    sites = set(learnt_above(scene.anatomy, job.assignment, empty).factors)
+    if not job.keeps_own_side:
+        sites |= set(client_share(scene.anatomy, job.assignment, empty).factors)
+    return {site: rank for site, rank in ranks.items() if site in sites}
 
 
 def after_averaging(progress: Progress) -> dict[int, ClientState]:

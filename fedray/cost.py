@@ -80,11 +80,12 @@ class Crossing:
 
     Padding is not sent. The client sends hidden states up (under a tail, also their gradient at the
     server's last block), and what the loss needs where it lies on the server; down comes the gradient
-    (under a tail, also the server's hidden states).
+    (under a tail, also the server's hidden states). Of a black-box client, to which a loss alone comes down,
+    it is what one of a step's looks sends.
 
     Attributes:
         up_bytes_per_step: the client's part of the gradient's norm, where both sides clip as one;
-            ``down_bytes_per_step`` the server's.
+            ``down_bytes_per_step`` the server's, or a look's loss.
         num_messages: of one step, each paying a round trip: 1 where nothing comes back, 2, 4 under a tail,
             3 under a tail with a frozen bottom, or 4 if a norm comes down to it. They go up and down in
             turns, up first.
@@ -106,7 +107,7 @@ class Crossing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerShare:
-    """What one client's step costs the server.
+    """What one client's step costs the server; of a black-box client what one of its looks does.
 
     Attributes:
         flops: forward and backward.
@@ -116,6 +117,7 @@ class ServerShare:
         adapter_bytes: of the client's own server-side tensors, as sent and as trained, with gradients and
             optimizer.
         first_block: the cut; ``end_block`` is one past the last block the server runs for it.
+        comes_down: whether anything goes back through these blocks; nothing does for a black-box client.
     """
 
     flops: int
@@ -123,6 +125,7 @@ class ServerShare:
     adapter_bytes: int
     first_block: int
     end_block: int
+    comes_down: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +140,7 @@ class Footprint:
         up_bytes: of the update on the wire, coded and serialised; ``down_bytes`` of what the client starts
             from. Under a cut of its own share alone.
         held_bytes: the frozen parts the client must hold, by piece (``"stem"``, ``"block.3"``, ``"head"``).
-        trained_params: numbers the client trains, those on the server for it included.
+        trained_params: numbers the client trains, those that the server trains for it included.
         crossing: what crosses the cut; ``server`` what the step costs the server. None without a cut.
     """
 

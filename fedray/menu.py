@@ -43,7 +43,8 @@ class Grid:
             blocks alone are offered too.
         int8_activations: blocks with a backward pass, from the lowest, that keep what it needs in 8 bits;
             ``"all"`` is every one. Without cuts or recomputation.
-        perturbations: random directions a step of forward-only clients; 0 has a backward pass. Without cuts.
+        perturbations: random directions a step of forward-only clients; 0 has a backward pass. Under a cut
+            these are black-box clients.
         head_only: also offer the head alone, without an adapter.
         cuts: leading blocks that a client keeps while a server runs the others; with every other knob.
         tails: trailing blocks that it keeps too; ``cut_codecs`` what crosses a cut is sent as;
@@ -85,7 +86,9 @@ class Grid:
     down_codecs: tuple[str, ...] = ("none",)
 
 
-_CUT_KNOBS = ("cut", "tail", "cut_codec", "local_loss", "recompute")
+_CUT_KNOBS = ("cut", "tail", "cut_codec", "local_loss", "recompute", "perturbations", "up_codec")
+# Of these a whole model may have a value that no entry with a cut has.
+_OF_WHOLE = ("recompute", "perturbations", "up_codec")
 
 
 def build_menu(grid: Grid) -> tuple[Assignment, ...]:
@@ -223,7 +226,7 @@ def _cut(grid: Grid, whole: tuple[Assignment, ...]) -> list[Assignment]:
     """Every whole entry at every cut, but for those that an assignment refuses."""
     menu: list[Assignment] = []
     refused: dict[tuple[str, object], ConfigError] = {}
-    of_full_width = [e for e in whole if e.width is None and not e.perturbations and not e.int8_activations]
+    of_full_width = [e for e in whole if e.width is None and not e.int8_activations]
     for entry, cut, tail, codec, local_loss in itertools.product(
         of_full_width, grid.cuts, grid.tails, grid.cut_codecs, grid.local_loss
     ):
@@ -242,11 +245,11 @@ def _cut(grid: Grid, whole: tuple[Assignment, ...]) -> list[Assignment]:
                 )
             )
         except ConfigError as refusal:
-            values = cut, tail, codec, local_loss, entry.recompute
+            values = cut, tail, codec, local_loss, entry.recompute, entry.perturbations, entry.up_codec
             for name, value in zip(_CUT_KNOBS, values, strict=True):
                 refused.setdefault((name, value), refusal)
     for (name, value), why in refused.items():
-        others = whole if grid.whole and name == "recompute" else ()
+        others = whole if grid.whole and name in _OF_WHOLE else ()
         # A value that no entry has would be accepted and ignored.
         if not any(getattr(entry, name) == value for entry in (*menu, *others)):
             raise why

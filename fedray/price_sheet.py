@@ -168,8 +168,8 @@ def _fill_cut(
 ) -> None:
     riders, at, share = _riders(entry, footprint, shared), shared.clients, footprint.server
     assert share is not None, "a cut has a share of the server"
-    sweep_seconds = server.sweep_seconds(share.flops, share.first_block)
-    sheet.num_steps[row, at] = riders.num_steps
+    sweep_seconds = server.ride_seconds(share)
+    sheet.num_steps[row, at] = riders.num_steps // entry.rides_per_step
     sheet.compute_seconds[row, at] = riders.compute_seconds
     sheet.middle_seconds[row, at] = riders.seconds_alone(shared.device, np.full(len(at), sweep_seconds))
     sheet.boundary_up_bytes[row, at] = riders.up_bytes

@@ -53,11 +53,13 @@ def cut_noise_of(config: Config) -> CutNoise | None:
 def times_sent(assignment: Assignment, num_rows: int, num_steps: int) -> int:
     """How often the hidden states of one of a client's rows go up in a round, at most; 0 without a cut.
 
-    Every epoch has each row once; below a frozen bottom the server keeps what it was sent in the first.
+    Every epoch has each row once, a black-box client's at each look; below a frozen bottom the server keeps
+    what it was sent in the first.
     """
     if not assignment.split:
         return 0
-    return 1 if assignment.frozen_bottom else -(-num_steps // -(-num_rows // assignment.batch_size))
+    epochs = -(-num_steps // -(-num_rows // assignment.batch_size))
+    return 1 if assignment.frozen_bottom else epochs * assignment.rides_per_step
 
 
 def with_cut_epsilon(

@@ -20,10 +20,11 @@ class Riders:
     """Clients under a cut; arrays are [clients]. A client without one has no steps.
 
     A step is *fresh* if its hidden states cross; where they are kept, only the first epoch's are. Under a
-    tail it turns midway: down comes what the tail reads, and up goes the gradient of that.
+    tail it turns midway: down comes what the tail reads, and up goes the gradient of that. A black-box
+    client's looks are steps here, each an even part of what is computed in a local step.
 
     Attributes:
-        num_steps: local steps; a sweep serves one.
+        num_steps: local steps, or looks; a sweep serves one.
         num_fresh: the first of them, which are fresh.
         forward_seconds: of the client's own arithmetic in a step before it sends; ``turn_seconds`` in its
             tail; ``backward_seconds`` after that. A step that is not fresh takes nothing before its tail, and
@@ -34,6 +35,7 @@ class Riders:
         up_messages: of a fresh step, one more than of another; ``down_messages`` of any step.
         server_flops: of one step on the server.
         first_block: the cut.
+        blind: 1 for a black-box client, whose answer comes from the top of a sweep; 0 for others.
     """
 
     num_steps: Ints
@@ -50,6 +52,7 @@ class Riders:
     down_messages: Ints
     server_flops: Ints
     first_block: Ints
+    blind: Ints
 
     def __len__(self) -> int:
         """How many clients."""
@@ -81,13 +84,14 @@ class Riders:
         crossing, share = footprint.crossing, footprint.server
         assert crossing is not None, "a rider has a crossing"
         assert share is not None, "a rider has a share of the server"
-        per_epoch = -(-num_rows // assignment.batch_size)
+        per_epoch, rides = -(-num_rows // assignment.batch_size), assignment.rides_per_step
         steps = _steps(assignment, per_epoch)
         fresh = np.minimum(steps, per_epoch) if crossing.kept else steps
         rows, tokens = _seen(steps, per_epoch, assignment.batch_size, num_rows, num_tokens)
         fresh_rows, fresh_tokens = _seen(fresh, per_epoch, assignment.batch_size, num_rows, num_tokens)
         again = crossing.tail_up_bytes_per_token
         compute = footprint.roofline.seconds(device.flops_per_s[assignment.dtype], device.memory_bytes_per_s)
+        compute = compute / rides
         flops = footprint.forward_flops + footprint.backward_flops
         forward_share = footprint.forward_flops / flops if flops else 1.0
         turn_share = footprint.turn_flops / flops if flops else 0.0
@@ -95,24 +99,31 @@ class Riders:
         norm = crossing.up_bytes_per_step if again and crossing.kept else 0
         count = np.ones(len(num_rows), np.int64)
         return Riders(
-            num_steps=steps,
-            num_fresh=fresh,
+            num_steps=rides * steps,
+            num_fresh=rides * fresh,
             forward_seconds=compute * forward_share,
             turn_seconds=compute * turn_share,
             backward_seconds=compute * (1 - forward_share - turn_share),
-            fresh_up_bytes=crossing.up_bytes_per_token * fresh_tokens
-            + crossing.up_bytes_per_row * fresh_rows
-            + crossing.up_bytes_per_step * fresh,
+            fresh_up_bytes=rides
+            * (
+                crossing.up_bytes_per_token * fresh_tokens
+                + crossing.up_bytes_per_row * fresh_rows
+                + crossing.up_bytes_per_step * fresh
+            ),
             fresh_turn_up_bytes=again * fresh_tokens + norm * fresh,
             later_up_bytes=again * (tokens - fresh_tokens) + crossing.up_bytes_per_step * (steps - fresh),
-            down_bytes=crossing.down_bytes_per_token * tokens
-            + crossing.down_bytes_per_row * rows
-            + crossing.down_bytes_per_step * steps,
+            down_bytes=rides
+            * (
+                crossing.down_bytes_per_token * tokens
+                + crossing.down_bytes_per_row * rows
+                + crossing.down_bytes_per_step * steps
+            ),
             turn_down_bytes=again * tokens,
             up_messages=count * -(-crossing.num_messages // 2),
             down_messages=count * (crossing.num_messages // 2),
             server_flops=count * share.flops,
             first_block=count * share.first_block,
+            blind=count * assignment.is_black_box,
         )
 
     @staticmethod

@@ -40,6 +40,7 @@ def server_setting(scene: Scene) -> ServerSetting | None:
         return None
     section = scene.config.server
     _refuse_local_loss_without_classes(scene, scene.menu)
+    _warn_of_a_head_that_stays(scene)
     _refuse_interval_of_nothing(scene)
     outputs = scene.num_labels or int(scene.model_config.vocab_size)
     return ServerSetting(
@@ -137,6 +138,26 @@ def _refuse_local_loss_without_classes(scene: Scene, assignments: Sequence[Assig
         )
 
 
+def _warn_of_a_head_that_stays(scene: Scene) -> None:
+    if scene.num_labels and all(assignment.is_black_box for assignment in scene.menu):
+        warnings.warn(
+            f"All {len(scene.menu)} assignments of the menu are black-box clients', for whom nothing above a "
+            "cut is trained, so the new head stays as it was drawn; list 0 beside menu.perturbations, or set "
+            "menu.whole: true.",
+            stacklevel=3,
+        )
+
+
+def _refuse_a_server_that_moves(scene: Scene, assignments: Sequence[Assignment]) -> None:
+    """Raises PolicyError: of a menu the configuration was refused."""
+    if scene.config.server.mode == "shared" and any(assignment.is_black_box for assignment in assignments):
+        raise PolicyError(
+            "The policy gave a client a cut and perturbations, so that it takes the difference of two looks, "
+            "and with server.mode: shared the server's blocks change between them; set server.mode: replica, "
+            "or make it from entries of view.menu."
+        )
+
+
 def _refuse_interval_of_nothing(scene: Scene) -> None:
     """Raises ConfigError."""
     interval = scene.aggregation_interval
@@ -151,7 +172,9 @@ def _refuse_interval_of_nothing(scene: Scene) -> None:
 def split_round(scene: Scene, state: GlobalState, jobs: Sequence[Job]) -> SplitRound:
     """The packs of a round's clients with cuts; a queue takes them one by one."""
     section = scene.config.server
-    _refuse_local_loss_without_classes(scene, [job.assignment for job in jobs])
+    given = [job.assignment for job in jobs]
+    _refuse_local_loss_without_classes(scene, given)
+    _refuse_a_server_that_moves(scene, given)
     size = scene.config.packs.clients_per_pack if section.order == "sweep" else 1
     packs = dict(enumerate(form_packs(jobs, size)))
     shared = _ridden(scene, state, jobs) if section.mode == "shared" else None

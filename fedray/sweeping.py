@@ -3,6 +3,7 @@
 A client computes and sends a step, boards, and waits. A sweep leaves when the server is free and enough
 wait; who misses it takes the next. It goes up and comes down, half of its seconds each. From the top tails
 get what they read, and the sweep waits for the last of those aboard before it comes down for everybody.
+Black-box clients aboard go up before the others, and have their losses from there; their ride ends so.
 
 Clients may come while others ride: nothing of them reaches back before the moment at which they do.
 """
@@ -20,7 +21,10 @@ from fedray.virtual_server import VirtualServer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepTime:
-    """One sweep: its clients by place. At the top it stands still while tails are waited for."""
+    """One sweep: its clients by place. At the top it stands still while tails are waited for.
+
+    With black-box clients alone it ends at the top.
+    """
 
     start_seconds: float
     top_seconds: float
@@ -65,6 +69,7 @@ class StepSeconds:
     turns: bool
     flops: int
     first_block: int
+    blind: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,29 +98,29 @@ class _Kind(IntEnum):
 
     LEAVE = 0
     SWEEP_ENDS = 1
-    AT_THE_TOP = 2
-    TURNED = 3
-    BOARD = 4
-    WINDOW_ENDS = 5
+    LOOKED = 2
+    AT_THE_TOP = 3
+    TURNED = 4
+    BOARD = 5
+    WINDOW_ENDS = 6
 
 
 @dataclass(slots=True, kw_only=True)
 class _Sweep:
-    """One that is not over; ``awaited`` are those whose tails it waits for at the top."""
+    """One that is not over; it is at the top at ``tops``, and waits there for the tails of ``awaited``."""
 
     start: float
+    tops: float
     half: float
     aboard: tuple[int, ...]
     awaited: set[int]
-    top: float = np.inf
     down: float = np.inf
 
     def so_far(self) -> SweepTime:
         """Its halves as far as they are known; one that has not come is at infinity."""
-        top = min(self.top, self.start + self.half)
         return SweepTime(
             start_seconds=self.start,
-            top_seconds=top,
+            top_seconds=self.tops,
             down_seconds=self.down,
             end_seconds=self.down + self.half,
             aboard=self.aboard,
@@ -246,6 +251,8 @@ class Sweeps:
         match kind:
             case _Kind.SWEEP_ENDS:
                 self._end(now)
+            case _Kind.LOOKED:
+                self._look(now)
             case _Kind.AT_THE_TOP:
                 self._turn(now)
             case _Kind.TURNED if self._sweep is not None:
@@ -261,12 +268,19 @@ class Sweeps:
         if self._sweep is not None:
             self._sweep.awaited.discard(place)
 
+    def _look(self, now: float) -> None:
+        """Those who go up alone are at the top: their losses leave."""
+        assert self._sweep is not None
+        for place in self._sweep.aboard:
+            if place in self._staying and self.passengers[place].step.blind:
+                self.passengers[place].tops.append(now)
+                self._served(place, now)
+
     def _turn(self, now: float) -> None:
         """The sweep under way is at the top: what leaves for tails leaves."""
         assert self._sweep is not None
-        self._sweep.top = now
         for place in self._sweep.aboard:
-            if place in self._staying:
+            if place in self._staying and not self.passengers[place].step.blind:
                 step, tops = self.passengers[place].step, self.passengers[place].tops
                 is_fresh = len(tops) < step.num_fresh
                 tops.append(now)
@@ -275,7 +289,7 @@ class Sweeps:
 
     def _come_down_if_due(self, now: float) -> None:
         sweep = self._sweep
-        if sweep is not None and sweep.top <= now and sweep.down == np.inf and not sweep.awaited:
+        if sweep is not None and sweep.tops <= now and sweep.down == np.inf and not sweep.awaited:
             sweep.down = now
             self._add(now + sweep.half, _Kind.SWEEP_ENDS, -1)
 
@@ -285,14 +299,14 @@ class Sweeps:
         self.over.append(
             SweepTime(
                 start_seconds=sweep.start,
-                top_seconds=sweep.top,
+                top_seconds=sweep.tops,
                 down_seconds=sweep.down,
                 end_seconds=now,
                 aboard=sweep.aboard,
             )
         )
         for place in sweep.aboard:
-            if place in self._staying:
+            if place in self._staying and not self.passengers[place].step.blind:
                 self._served(place, now)
 
     def _leave_if_due(self, now: float) -> None:
@@ -306,14 +320,24 @@ class Sweeps:
         who = self.passengers
         if self.server.order == "queue":
             aboard = [min(aboard, key=lambda place: (self._waiting[place], who[place].client_id))]
-        flops = sum(who[place].step.flops for place in aboard)
-        lowest = min(who[place].step.first_block for place in aboard)
-        half = self.server.sweep_seconds(flops, lowest) / 2
+        blind = [who[place].step for place in aboard if who[place].step.blind]
+        others = [who[place].step for place in aboard if not who[place].step.blind]
+        looking, half = self._way_seconds(blind, 1), self._way_seconds(others, 2)
         for place in aboard:
             del self._waiting[place]
         turning = {place for place in aboard if who[place].step.turns}
-        self._sweep = _Sweep(start=now, half=half, aboard=tuple(aboard), awaited=turning)
-        self._add(now + half, _Kind.AT_THE_TOP, -1)
+        tops = now + looking + half
+        self._sweep = _Sweep(start=now, tops=tops, half=half, aboard=tuple(aboard), awaited=turning)
+        if blind:
+            self._add(now + looking, _Kind.LOOKED, -1)
+        self._add(tops, _Kind.AT_THE_TOP, -1)
+
+    def _way_seconds(self, steps: Sequence[StepSeconds], num_ways: int) -> float:
+        """What one of their ways through the blocks takes, with their arithmetic spread over so many."""
+        if not steps:
+            return 0.0
+        flops, lowest = sum(step.flops for step in steps), min(step.first_block for step in steps)
+        return self.server.way_seconds(flops / num_ways, lowest)
 
     def _served(self, place: int, now: float) -> None:
         one = self.passengers[place]

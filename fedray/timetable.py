@@ -18,7 +18,7 @@ class Timetable:
     Attributes:
         sweeps: in order.
         step_ends: of each client the ends of the sweeps that served its steps, one array a client;
-            ``step_tops`` when these were at the top.
+            ``step_tops`` when these were at the top. For a black-box client it ends where its loss leaves.
         finish_seconds: when each client's last step is over, [clients]: its start for one without steps,
             infinity for one that left before.
     """
@@ -99,6 +99,7 @@ def _steps(who: Travellers) -> list[StepSeconds]:
         "turns": riders.turns,
         "flops": riders.server_flops,
         "first_block": riders.first_block,
+        "blind": riders.blind > 0,
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [StepSeconds(**dict(zip(columns, row, strict=True))) for row in rows]

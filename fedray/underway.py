@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from fedray.aboard import Aboard, RiddenTrip
 from fedray.adapter import GlobalState
 from fedray.battery import Batteries
 from fedray.clock import ClosedRound, close_trip, deadline_at
 from fedray.cost import ServerShare
+from fedray.in_transit import InTransit, RiddenTrip
 from fedray.record import ClientRecord
 from fedray.trips import Rode, Trips
 from fedray.virtual_server import VirtualServer
@@ -99,7 +99,7 @@ class UnderWay:
     _departures: dict[int, Departure] = field(default_factory=dict)
     # Of whole models; of equal moments the smaller client id arrives first.
     _queue: list[tuple[float, int]] = field(default_factory=list)
-    _aboard: Aboard | None = None  # under cuts
+    _in_transit: InTransit | None = None  # under cuts
 
     def __len__(self) -> int:
         """How many are on their way."""
@@ -124,9 +124,9 @@ class UnderWay:
         """What riders who set out now would come to beside those on the way; None without a server."""
         if server is None:
             return None
-        if self._aboard is None:
-            self._aboard = Aboard.of(server)
-        return self._aboard.beside(self.now_seconds)
+        if self._in_transit is None:
+            self._in_transit = InTransit.of(server)
+        return self._in_transit.beside(self.now_seconds)
 
     def depart(self, departure: Departure) -> None:
         """One more sets out; a client is on its way once at most."""
@@ -135,8 +135,8 @@ class UnderWay:
         if departure.ride is None:
             heapq.heappush(self._queue, (departure.end_seconds, departure.client_id))
         else:
-            assert self._aboard is not None, "a ride was told beside whom it goes"
-            self._aboard.come(departure.ride)
+            assert self._in_transit is not None, "a ride was told beside whom it goes"
+            self._in_transit.come(departure.ride)
 
     def next_end(self, batteries: Batteries | None = None) -> float | None:
         """When the next trip ends if nobody sets out before; None if nobody is on the way."""
@@ -153,12 +153,12 @@ class UnderWay:
         if self._queue and self._queue[0] == following:
             heapq.heappop(self._queue)
         else:
-            closed = self._landed_aboard(batteries)
+            closed = self._landed_in_transit(batteries)
         return Landing(departure=self._departures.pop(client), closed=closed)
 
     def swept_seconds(self) -> float:
         """How long the server swept until now, since this was asked last."""
-        return 0.0 if self._aboard is None else self._aboard.count(self.now_seconds)
+        return 0.0 if self._in_transit is None else self._in_transit.count(self.now_seconds)
 
     def keep(self, state: GlobalState) -> None:
         """Keep a state that is about to be followed; of all kept those alone that somebody trains from."""
@@ -168,7 +168,7 @@ class UnderWay:
 
     def call_off(self) -> list[Landing]:
         """Everybody who is on the way, who then is no more; by client."""
-        rode = {} if self._aboard is None else dict(self._aboard.until(self.now_seconds))
+        rode = {} if self._in_transit is None else dict(self._in_transit.until(self.now_seconds))
         ended = []
         for one in self.departures:
             closed = rode.get(one.client_id)
@@ -176,7 +176,7 @@ class UnderWay:
                 pace = deadline_at(self.now_seconds - one.start_seconds)
                 closed = close_trip(one.trip, pace, one.leave_seconds)
             ended.append(Landing(departure=one, closed=closed))
-        self._departures, self._queue, self._aboard, self.versions = {}, [], None, {}
+        self._departures, self._queue, self._in_transit, self.versions = {}, [], None, {}
         return ended
 
     def facts(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class UnderWay:
         return {
             "now_seconds": self.now_seconds,
             "departures": [one.facts() for one in self.departures],
-            "aboard": self._aboard and self._aboard.facts(),
+            "in_transit": self._in_transit and self._in_transit.facts(),
         }
 
     @staticmethod
@@ -198,19 +198,19 @@ class UnderWay:
                 heapq.heappush(way._queue, (one.end_seconds, one.client_id))
             else:
                 rides[one.client_id] = one.ride
-        if facts["aboard"] is not None:
-            way._aboard = Aboard.from_facts(facts["aboard"], rides)
+        if facts["in_transit"] is not None:
+            way._in_transit = InTransit.from_facts(facts["in_transit"], rides)
         return way
 
     def _next(self, batteries: Batteries | None) -> tuple[float, int] | None:
         """The next end, and whose."""
-        riding = None if self._aboard is None else self._aboard.next_ending(batteries)
+        riding = None if self._in_transit is None else self._in_transit.next_ending(batteries)
         ends = [*self._queue[:1], *([] if riding is None else [(riding.end_seconds, riding.client_id)])]
         return min(ends, default=None)
 
-    def _landed_aboard(self, batteries: Batteries | None) -> ClosedRound:
-        assert self._aboard is not None
-        ending = self._aboard.next_ending(batteries)
+    def _landed_in_transit(self, batteries: Batteries | None) -> ClosedRound:
+        assert self._in_transit is not None
+        ending = self._in_transit.next_ending(batteries)
         assert ending is not None
-        self._aboard.land(ending)
+        self._in_transit.land(ending)
         return ending.closed

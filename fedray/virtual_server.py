@@ -1,7 +1,8 @@
 """The declared server above the cuts, as a virtual clock sees it: what a sweep takes, and who has room.
 
 It gathers its sharded blocks once up and once down for everybody aboard, so a sweep takes the longer of its
-riders' arithmetic and of gathering the blocks from the lowest cut aboard to the top.
+riders' arithmetic and of gathering the blocks from the lowest cut aboard to the top. Black-box clients, for
+whom nothing comes down again, go up before the others and by themselves, so that nothing is kept of them.
 """
 
 import operator
@@ -61,17 +62,26 @@ class VirtualServer:
         return self.num_shards * self.memory_bytes - sum(self.block_bytes)
 
     def sweep_seconds(self, flops: int, lowest_block: int) -> float:
-        """What one sweep takes.
+        """What one sweep takes, up and down.
 
         Args:
             flops: of all riders' steps together.
             lowest_block: the lowest cut aboard.
         """
-        # Each shard has its own part already; the others' come twice, for forward and for backward.
+        return 2 * self.way_seconds(flops / 2, lowest_block)
+
+    def way_seconds(self, flops: float, lowest_block: int) -> float:
+        """What one way through the blocks takes, up or down, with so much arithmetic on it."""
+        # Each shard has its own part already; the others' come for each way.
         elsewhere = (self.num_shards - 1) / self.num_shards
-        gathered_bytes = 2 * elsewhere * sum(self.block_bytes[lowest_block:])
+        gathered_bytes = elsewhere * sum(self.block_bytes[lowest_block:])
         computing = flops / (self.num_shards * self.flops_per_s)
         return max(computing, gathered_bytes * 8 / self.interconnect_bps)
+
+    def ride_seconds(self, share: ServerShare) -> float:
+        """What a sweep for one client alone takes until it has its answer."""
+        ways = self.sweep_seconds if share.comes_down else self.way_seconds
+        return ways(share.flops, share.first_block)
 
     def needed_bytes(self, share: ServerShare) -> int:
         """What a client takes of the room if it is alone."""

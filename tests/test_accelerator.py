@@ -134,6 +134,11 @@ def test_clients_and_a_server_on_an_accelerator_end_where_they_end_on_the_cpu(
         there = train_split(on_device(family, name), jobs)
     for client, cpu in alone.items():
         assert gap(there[client], cpu) < 1e-3
+    blind = [replace(own, assignment=replace(own.assignment, perturbations=2)) for own in jobs[2:]]
+    with accelerator(device) as name:
+        (told,) = train_split(on_device(family, name), blind).values()
+    (cpu,) = train_split(here, blind).values()
+    assert gap(told, cpu) < WIDER["forward only"]
 
 
 def test_a_tensor_left_on_the_cpu_among_those_of_an_accelerator_is_found() -> None:

@@ -271,6 +271,7 @@ def riding_trips(forward_seconds, *, steps=None, fits=None):
         down_messages=steps,
         server_flops=6 * steps,
         first_block=0 * steps,
+        blind=0 * steps,
     )
     compute = np.where(steps > 0, riders.compute_seconds, forward_seconds)
     return dataclasses.replace(trips_of(compute, fits=fits), riders=riders, server=SERVER)

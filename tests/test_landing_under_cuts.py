@@ -111,7 +111,7 @@ def test_a_run_that_dies_between_overlapping_rounds_ends_as_an_unbroken_one(tiny
     kept = tmp_path / "broken" / "checkpoint" / "round-000003"
     assert list(kept.glob("version-*.safetensors"))
     if under_cuts:
-        riding = json.loads((kept / "facts.json").read_text())["under_way"]["aboard"]["sweeps"]
+        riding = json.loads((kept / "facts.json").read_text())["under_way"]["in_transit"]["sweeps"]
         assert any(one["ends"] for _, one in riding["passengers"])
     resume(tmp_path / "broken")
     assert_same_run(tmp_path / "whole", tmp_path / "broken")

@@ -64,6 +64,7 @@ def travellers_of(forward, *, backward=0.0, steps=2, flops=1, start=0.0, leave=I
         down_messages=ints(changes.pop("down_messages", 1), count),
         server_flops=ints(flops, count),
         first_block=ints(changes.pop("first_block", 0), count),
+        blind=ints(changes.pop("blind", 0), count),
     )
     return Travellers(
         client_ids=ints(changes.pop("client_ids", np.arange(count)), count),

@@ -235,6 +235,17 @@ def _looked_into(config: Config) -> str | None:
     return None
 
 
+def _black_boxes(config: Config) -> str | None:
+    tried = max(config.menu.perturbations)
+    if not config.menu.cuts or not tried or config.server.mode == "replica":
+        return None
+    return (
+        f"menu.perturbations up to {tried} under menu.cuts are black-box clients, who take the difference of "
+        "two looks, and with server.mode: shared the server's blocks change between them; set server.mode: "
+        "replica, or drop one of the two."
+    )
+
+
 def _masks(config: Config) -> str | None:
     if config.secure_aggregation.masks == "none":
         return None
@@ -287,6 +298,7 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _cut_noise,
     _membership,
     _looked_into,
+    _black_boxes,
     _masks,
     _seeds,
     _audited_codecs,

@@ -39,7 +39,8 @@ class MenuSection(Section):
     )
     perturbations: AtLeastOne[Annotated[int, Field(ge=0)]] = Field(
         (0,),
-        description="Random directions a step of a forward-only client, without a backward pass; 0 has one.",
+        description="Random directions a step of a forward-only client, without a backward pass; 0 has one. "
+        "Under a cut a black-box client: hidden states go up at each look, and a loss alone comes down.",
     )
     recompute: AtLeastOne[bool] = Field((False,), description="Activation checkpointing, off and on.")
     int8_activations: AtLeastOne[Annotated[int, Field(ge=0)] | Literal["all"]] = Field(

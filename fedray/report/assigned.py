@@ -139,6 +139,7 @@ def cut_words(assignment: Assignment) -> str:
     if not a.split:
         return "none"
     extras = [f"tail {a.tail}"] * bool(a.tail) + ["local loss"] * a.local_loss
+    extras += ["black box"] * a.is_black_box
     return ", ".join([str(a.cut), *extras, *([a.cut_codec] if a.cut_codec != "none" else [])])
 
 

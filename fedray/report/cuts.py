@@ -66,8 +66,9 @@ def _waiting(run: Run, classes: Sequence[DeviceClass]) -> str:
     )
     joules = sum(r.server_joules for r in run.rounds)
     note = (
-        "Waiting counts from a step's arrival at the server to the end of the sweep that serves it, and for "
-        "who has a tail without what is done for it meanwhile, in virtual time. "
+        "Waiting counts from a step's arrival at the server to the end of the sweep that serves it, or until "
+        "a black box's loss leaves, and for who has a tail without what is done for it meanwhile, in virtual "
+        "time. "
         f"The server's own energy while it swept, by its declared watts: {show_joules(joules)}."
     )
     return html_table(head, rows) + paragraph(note, quiet=True)

@@ -42,7 +42,10 @@ class Team:
 def spread(packs: Mapping[int, Sequence[Job]], num_actors: int) -> dict[int, int]:
     """An actor for each pack of a round: all of them step together, so all are placed beforehand."""
     places = sorted(packs)
-    weights = [float(sum(job.num_steps * job.tokens for job in packs[place])) for place in places]
+    weights = [
+        float(sum(job.num_steps * job.assignment.rides_per_step * job.tokens for job in packs[place]))
+        for place in places
+    ]
     return dict(zip(places, shared_out(weights, num_actors), strict=True))
 
 

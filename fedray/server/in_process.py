@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedray.assignment import Attention, Dtype
+from fedray.server.aboard import Lowest
 from fedray.server.lockstep import Finished, SplitRound
 from fedray.server.server_half import ServerHalf
 from fedray.server.sweep import Sweep
@@ -89,7 +90,7 @@ class InProcessServer:
             own = {place: sent for place, sent in messages.items() if self._key[place] == key}
             if own:
                 self._under_way.append(key)
-                out |= half.forward(own, min(self._packs[place][0].assignment.cut for place in own))
+                out |= half.forward(own, Lowest.of(self._packs[place][0].assignment for place in own))
         return out
 
     def backward(self, gradients: PackMessages) -> tuple[PackMessages, list[Tensor]]:

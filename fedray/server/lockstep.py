@@ -1,4 +1,4 @@
-"""The inner loop of a round under a cut: all packs take a step, the server sweeps, all step back.
+"""The inner loop of a round under a cut: all packs take a step, or a look, the server sweeps, all step back.
 
 Who computes what stays behind two protocols, so the loop is the same in one process and over actors.
 With the order ``queue`` the server takes one pack after another instead, as the literature does.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedray.adapter import Adapter
 from fedray.training.base_delta import BaseDelta
-from fedray.training.boundary import NUMBER_BYTES, PackMessages
+from fedray.training.boundary import NUMBER_BYTES, Messages, PackMessages
 from fedray.training.client_half import BelowTheCut
 from fedray.training.job import Job, Update
 from fedray.training.link import SentUp, arrived
@@ -60,7 +60,7 @@ class Server(Protocol):
     """All shards of the server for a round; see `fedray.server.server_half.ServerHalf`."""
 
     def forward(self, messages: PackMessages) -> PackMessages:
-        """A sweep up; what leaves for tails."""
+        """A sweep up; what leaves from the top: for tails, and losses to black boxes."""
 
     def backward(self, gradients: PackMessages) -> tuple[PackMessages, list[Tensor]]:
         """Back down; the shared adapter's gradients summed over shards."""
@@ -123,18 +123,27 @@ def run_lockstep(
 
 
 def _step(up: PackMessages, clients: Clients, server: Server, traffic: Traffic, *, shared: bool) -> None:
-    exits = server.forward(up)
+    leaving = server.forward(up)
+    losses = {place: sent for place, sent in leaving.items() if _are_losses(sent)}
+    exits = {place: sent for place, sent in leaving.items() if place not in losses}
+    traffic.passed("loss_down", losses)
     traffic.passed("states_down", exits)
     turned = clients.turn(exits) if exits else {}
     traffic.passed("gradient_up", turned)
     down, gradients = server.backward(turned)
     traffic.passed("gradient_down", down)
-    squares = clients.descend({place: down.get(place, {}) for place in up})
+    answers = {**losses, **down}
+    squares = clients.descend({place: answers.get(place, {}) for place in up})
     traffic.norms_up(squares)
     server.settle(squares)
     if shared and gradients:
         riders = sum(len(messages) for messages in up.values())
         server.settle_shared([gradient / riders for gradient in gradients])
+
+
+def _are_losses(sent: Messages) -> bool:
+    """Whether a pack is told losses: its clients are all black boxes, or none is."""
+    return any(message.loss is not None for message in sent.values())
 
 
 def updates_of(

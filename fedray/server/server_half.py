@@ -2,21 +2,20 @@
 
 `replica` (SplitFed v1, 2004.12088) keeps an adapter per client; with it a round equals one in which
 every client trains the whole model alone. `shared` (v2) has one, stepped once a sweep by the mean over
-those aboard.
+those aboard. To black boxes losses go down, and what the server runs for them stays as it was sent.
 
 Letters of shapes: C clients of a pack, B rows of a batch, N = C * B rows, T tokens, D hidden width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedray.adapter import Adapter, difference, is_finite
-from fedray.model.codecs import Coded, decode
+from fedray.model.codecs import decode
 from fedray.model.sites import StackedFactors, changed
-from fedray.seeds import derive_seed
+from fedray.server.aboard import Aboard, Lowest, Row, ServedPack, mask_of
 from fedray.server.lockstep import SplitRound
 from fedray.server.sweep import Ride, Walk
 from fedray.training.base_delta import deltas_of
@@ -24,90 +23,15 @@ from fedray.training.boundary import (
     Message,
     Messages,
     PackMessages,
-    coded_states,
     padded_row_target,
     padded_target,
     padded_tokens,
-    rows_of_states,
 )
-from fedray.training.job import Job
-from fedray.training.optimizer import LocalOptimizer, squares_per_client
+from fedray.training.optimizer import STILL, LocalOptimizer, squares_per_client
 from fedray.training.packed import Backbone
 from fedray.training.shares import server_share
 from fedray.training.stack import Stack
 from fedray.training.train import stack_of, unstack
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row as it came: hidden states [X, D] and what the loss reads of it."""
-
-    states: Tensor
-    token_targets: Mapping[str, Tensor]
-    row_targets: Mapping[str, Tensor]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Riders:
-    """A pack on the server for a round; ``kept`` are the rows of frozen bottoms by client and row."""
-
-    jobs: Sequence[Job]
-    sent: list[Adapter]
-    stack: Stack
-    losses: list[float]
-    kept: dict[tuple[int, int], _Row]
-    number: int = 0
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Aboard:
-    """A pack in the sweep under way."""
-
-    riders: _Riders
-    places: list[int]  # of the clients in the pack
-    lengths: list[Tensor]  # real tokens of each client's rows
-    index: Tensor | None
-    leaves: dict[str, Tensor]
-    ride: Ride
-    boundary: Tensor  # what was sent, [N, T, D]: the gradient down is of it
-    shape: tuple[int, int]  # B and T
-
-    @property
-    def clients(self) -> list[int]:
-        """Their ids."""
-        return [self.riders.jobs[at].client_id for at in self.places]
-
-    def cropped(self, levelled: Tensor) -> Tensor:
-        """Hidden states as the sweep levelled them, back to this pack's own rows and tokens, [N, T, D]."""
-        rows, tokens = self.shape
-        by_client = levelled.view(len(self.places), -1, *levelled.shape[1:])
-        return by_client[:, :rows, :tokens].flatten(0, 1)
-
-    def arrived(self, states: Mapping[int, Coded | None]) -> Tensor:
-        """What came for each client, as rows [N, T, D] with zeros at padding."""
-        parts = []
-        for client, lengths in zip(self.clients, self.lengths, strict=True):
-            coded = states[client]
-            assert coded is not None
-            parts.append(rows_of_states(coded, lengths, self.shape))
-        return torch.cat(parts)
-
-    def messages(self, padded: Tensor, way: str, squares: Sequence[float] | None) -> dict[int, Message]:
-        """Rows [N, T, D] to a message for each client."""
-        out = {}
-        by_client = padded.view(len(self.places), *self.shape, -1)
-        for place, (at, lengths) in enumerate(zip(self.places, self.lengths, strict=True)):
-            job = self.riders.jobs[at]
-            seed = derive_seed(
-                job.seed, f"codec {way}", job.round, job.client_id, job.dispatch, self.riders.number
-            )
-            out[job.client_id] = Message(
-                states=coded_states(
-                    by_client[place, : len(lengths)], lengths, job.assignment.cut_codec, seed
-                ),
-                square=None if squares is None else squares[place],
-            )
-        return out
 
 
 class ServerHalf:
@@ -123,14 +47,15 @@ class ServerHalf:
             walk: a `Sweep`, or an engine that runs one.
             optimizer: of the clients; it steps the server's side of their adapters.
             device: of the backbone.
-            all_backward: every ride has a backward pass through all its blocks, for a backbone in shards.
+            all_backward: every ride that something comes down for has a backward pass through all its blocks,
+                for a backbone in shards.
         """
         self._backbone, self._walk = backbone, walk
         self._optimizer, self._device, self._all_backward = optimizer, device, all_backward
         self._squares: dict[int, float] = {}
         self._clips_as_one = False
-        self._riders: dict[int, _Riders] = {}
-        self._aboard: dict[int, _Aboard] = {}
+        self._riders: dict[int, ServedPack] = {}
+        self._aboard: dict[int, Aboard] = {}
         self._total: Tensor | None = None
         self._shared: Stack | None = None
         self._shared_sent: Adapter | None = None
@@ -156,33 +81,51 @@ class ServerHalf:
                 server_share(anatomy, job.assignment, job.sent) if shared is None else Adapter()
                 for job in jobs
             ]
-            self._riders[place] = _Riders(
+            own = optimizer.scaled(jobs[0].learning_rate_scale)
+            stepped = STILL if jobs[0].assignment.is_black_box else own
+            self._riders[place] = ServedPack(
                 jobs=jobs,
                 sent=sent,
-                stack=stack_of(sent, optimizer.scaled(jobs[0].learning_rate_scale), self._device),
+                stack=stack_of(sent, stepped, self._device),
                 losses=[0.0] * len(jobs),
                 kept={},
             )
 
-    def forward(self, messages: PackMessages, lowest: int) -> dict[int, Messages]:
-        """A sweep up; what leaves for tails, by pack and client.
+    def forward(self, messages: PackMessages, lowest: Lowest) -> dict[int, Messages]:
+        """A sweep up; what leaves from the top, by pack and client: for tails, and losses to black boxes.
+
+        Those go up first, by themselves, so that nothing is kept of them for a way down.
 
         Args:
             messages: that came up, by pack and client; nobody of this shard is fine.
-            lowest: the lowest cut aboard any shard.
+            lowest: the lowest cuts aboard any shard.
         """
-        self._shared_leaves = {} if self._shared is None else self._shared.leaves(None)
-        self._aboard = {place: self._board(place, sent) for place, sent in messages.items() if sent}
+        blind = {place for place in messages if self._riders[place].is_blind}
+        leaving: dict[int, Messages] = {}
         with changed(self._backbone.sites, self._deltas):
-            self._total = self._walk([aboard.ride for aboard in self._aboard.values()], lowest)
-        exits: dict[int, Messages] = {}
+            if lowest.blind is not None:
+                leaving |= self._looked({place: messages[place] for place in sorted(blind)}, lowest.blind)
+            self._total, self._aboard = None, {}
+            if lowest.others is None:
+                return leaving
+            self._shared_leaves = {} if self._shared is None else self._shared.leaves(None)
+            others = {place: sent for place, sent in messages.items() if sent and place not in blind}
+            self._aboard = {place: self._board(place, sent) for place, sent in others.items()}
+            self._total = self._walk([aboard.ride for aboard in self._aboard.values()], lowest.others)
         for place, aboard in self._aboard.items():
             aboard.riders.number += 1
             if aboard.ride.exit is None:
                 self._add_losses(aboard)
             else:
-                exits[place] = aboard.messages(aboard.cropped(aboard.ride.exit), "down", None)
-        return exits
+                leaving[place] = aboard.messages(aboard.cropped(aboard.ride.exit), "down", None)
+        return leaving
+
+    @torch.no_grad()
+    def _looked(self, messages: PackMessages, lowest: int) -> dict[int, Messages]:
+        """The losses of black boxes, where each of them looks."""
+        aboard = {place: self._board(place, sent) for place, sent in messages.items() if sent}
+        self._walk([one.ride for one in aboard.values()], lowest)
+        return {place: one.told() for place, one in aboard.items()}
 
     def backward(self, gradients: PackMessages) -> tuple[dict[int, Messages], list[Tensor]]:
         """Back down from the losses, and from what the tails sent.
@@ -191,7 +134,8 @@ class ServerHalf:
             The gradient of what each client sent up, where one comes down, by pack and client; and the
             gradients of the shared adapter, summed over this shard's riders, none without a rider.
         """
-        assert self._total is not None, "forward comes first"
+        if self._total is None:  # nobody aboard whom anything comes down for
+            return {}, []
         roots: list[tuple[Tensor, Tensor | None]] = [(self._total, None)]
         for place, sent in gradients.items():
             aboard = self._aboard[place]
@@ -235,14 +179,16 @@ class ServerHalf:
         self._riders = {}
         return out
 
-    def _own_deltas(self, riders: "_Riders") -> list[Adapter | None]:
+    def _own_deltas(self, riders: ServedPack) -> list[Adapter | None]:
+        if riders.is_blind:
+            return [Adapter() for _ in riders.jobs]
         if self._shared is not None and self._shared_sent is not None:
             (moved,) = _deltas(self._shared, [self._shared_sent])
             anatomy = self._backbone.anatomy
             return [moved and server_share(anatomy, job.assignment, moved) for job in riders.jobs]
         return _deltas(riders.stack, riders.sent)
 
-    def _board(self, place: int, sent: Messages) -> "_Aboard":
+    def _board(self, place: int, sent: Messages) -> Aboard:
         """The pack's clients that sent something, as a ride."""
         riders = self._riders[place]
         places = [at for at, job in enumerate(riders.jobs) if job.client_id in sent]
@@ -254,12 +200,13 @@ class ServerHalf:
             padded_tokens(torch.cat([row.states for row in own]), length, shape)
             for own, length in zip(rows, lengths, strict=True)
         ])  # fmt: skip
-        boundary = hidden.requires_grad_(a.gradient_comes_down or self._all_backward)
+        comes_down = a.gradient_comes_down or (self._all_backward and not a.is_black_box)
+        boundary = hidden.requires_grad_(comes_down)
         index = None if len(places) == len(riders.jobs) else torch.tensor(places, device=self._device)
         leaves = riders.stack.leaves(index)
         own_factors, head = riders.stack.parts(leaves, index)
         shared_factors, shared_head = self._shared_parts(a.server_blocks(anatomy.num_blocks), len(places))
-        mask = torch.cat([_mask(length, shape) for length in lengths])
+        mask = torch.cat([mask_of(length, shape) for length in lengths])
         ride = Ride(
             first=a.cut,
             end=anatomy.num_blocks - a.tail,
@@ -270,7 +217,7 @@ class ServerHalf:
             head={} if a.tail else {**head, **shared_head},
             batch=None if a.tail else self._loss_batch(rows, lengths, mask, shape),
         )
-        return _Aboard(
+        return Aboard(
             riders=riders,
             places=places,
             lengths=lengths,
@@ -281,7 +228,7 @@ class ServerHalf:
             shape=shape,
         )
 
-    def _rows_of(self, riders: "_Riders", at: int, message: Message) -> list["_Row"]:
+    def _rows_of(self, riders: ServedPack, at: int, message: Message) -> list[Row]:
         """A client's rows, from its message or from an epoch before."""
         client = riders.jobs[at].client_id
         if message.states is None:
@@ -291,7 +238,7 @@ class ServerHalf:
         states = decode(message.states).to(self._device).split(sizes)
         tokens = {n: t.to(self._device).split(sizes) for n, t in message.token_targets.items()}
         rows = [
-            _Row(
+            Row(
                 states=own,
                 token_targets={n: t[place] for n, t in tokens.items()},
                 row_targets={n: t[place].to(self._device) for n, t in message.row_targets.items()},
@@ -304,7 +251,7 @@ class ServerHalf:
 
     def _loss_batch(
         self,
-        rows: Sequence[Sequence["_Row"]],
+        rows: Sequence[Sequence[Row]],
         lengths: Sequence[Tensor],
         mask: Tensor,
         shape: tuple[int, int],
@@ -343,7 +290,7 @@ class ServerHalf:
         }
         return ridden, {n: t.expand(clients, *t.shape[1:]) for n, t in head.items()}
 
-    def _down(self, aboard: "_Aboard") -> Messages:
+    def _down(self, aboard: Aboard) -> Messages:
         """What goes back to each client of a pack: the gradient of what it sent, and the norm of our part."""
         a = aboard.riders.jobs[0].assignment
         squares = None
@@ -357,7 +304,7 @@ class ServerHalf:
             client: Message(square=square) for client, square in zip(aboard.clients, squares, strict=True)
         }
 
-    def _add_losses(self, aboard: "_Aboard") -> None:
+    def _add_losses(self, aboard: Aboard) -> None:
         assert aboard.ride.losses is not None
         for at, lengths, loss in zip(aboard.places, aboard.lengths, aboard.ride.losses.tolist(), strict=True):
             aboard.riders.losses[at] += loss * len(lengths)
@@ -372,10 +319,3 @@ def _deltas(stack: Stack, sent: Sequence[Adapter]) -> list[Adapter | None]:
 def _gradient(leaf: Tensor) -> Tensor:
     # Whoever rode past a site without an adapter there gives it none.
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _mask(lengths: Tensor, shape: tuple[int, int]) -> Tensor:
-    """1 at real tokens, [B, T]; a filler has one token, since a row of none has nothing to look at."""
-    filled = torch.ones(shape[0], dtype=torch.int64, device=lengths.device)
-    filled[: len(lengths)] = lengths
-    return (torch.arange(shape[1], device=lengths.device) < filled[:, None]).to(torch.int64)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray.assignment import Assignment
+from fedray.server.aboard import Lowest
 from fedray.server.in_process import shard_of_packs, summed
 from fedray.server.lockstep import Finished, SplitRound
 from fedray.server.passing import divided
@@ -25,7 +27,7 @@ class ShardedServer(ABC):
         """Args: num_shards: of the group; num_blocks: of the model."""
         self._num_shards, self._num_blocks = num_shards, num_blocks
         self._shard_of: dict[int, int] = {}
-        self._cuts: dict[int, int] = {}
+        self._assignments: dict[int, Assignment] = {}
 
     @abstractmethod
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -35,13 +37,13 @@ class ShardedServer(ABC):
         """A new round; see `fedray.server.server_half.ServerHalf.open`."""
         packs = split.packs
         self._shard_of = shard_of_packs(packs, self._num_blocks, self._num_shards)
-        self._cuts = {place: jobs[0].assignment.cut for place, jobs in packs.items()}
+        self._assignments = {place: jobs[0].assignment for place, jobs in packs.items()}
         scale = next(iter(packs.values()))[0].learning_rate_scale
         self.call("open", [(replace(split, packs=own), scale) for own in self._shared_out(packs)])
 
     def forward(self, messages: PackMessages) -> PackMessages:
         """See `fedray.server.lockstep.Server`."""
-        lowest = min(self._cuts[place] for place in messages)
+        lowest = Lowest.of(self._assignments[place] for place in messages)
         answers = self.call("forward", [(own, lowest) for own in self._shared_out(messages)])
         return {place: sent for answer in answers for place, sent in answer.items()}
 

@@ -27,6 +27,7 @@ from fedray.model.anatomy import dissect
 from fedray.model.checkpoint_files import CheckpointFiles
 from fedray.model.counter import ByteCounter
 from fedray.model.load import TORCH_DTYPES, empty_backbone
+from fedray.server.aboard import Lowest
 from fedray.server.lockstep import SplitRound
 from fedray.server.passing import Part, passed
 from fedray.server.server_half import ServerHalf
@@ -127,7 +128,7 @@ class ZeroShard:
         """See `ServerHalf.open`."""
         self._half.open(split, learning_rate_scale)
 
-    def forward(self, messages: PackMessages, lowest: int) -> dict[int, Messages]:
+    def forward(self, messages: PackMessages, lowest: Lowest) -> dict[int, Messages]:
         """See `ServerHalf.forward`; without messages a ghost row goes alone."""
         return self._half.forward(messages, lowest)
 

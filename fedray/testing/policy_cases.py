@@ -16,7 +16,7 @@ NARROW = build_menu(replace(GRID, cuts=(), tunings=("lora", "full"), widths=(1.0
 PARTS = build_menu(
     replace(GRID, cuts=(), exits=(1, 2), tunings=("lora", "full"), widths=(1.0, 0.5), width_window="salient")
 )
-INFERS = build_menu(replace(GRID, cuts=(), perturbations=(0, 2), up_codecs=("none", "seeds8")))
+INFERS = build_menu(replace(GRID, cuts=(2,), perturbations=(0, 2), up_codecs=("none", "seeds8")))
 
 # The largest entry of these menus takes 172 bytes with the margin, the smallest 112.
 _SMALL, _MIDDLE, _LARGE = 50, 125, 10**8

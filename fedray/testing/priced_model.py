@@ -3,8 +3,8 @@
 A step takes 5 FLOPs and 100 more for each block, and a client holds 100 bytes, 10 more for each of its blocks
 and 1 more for each unit of rank on them, 3 fewer where a block's activations are in 8 bits; of blocks of half
 the width half of that. A batch is four rows; a client has eight, of 50 real tokens, and sends 4 bytes of each
-up and, where a gradient comes down, gets 4 back, at 100 bytes a second and 0.1 s a message. The server does
-50 FLOP/s.
+up and, where a gradient comes down, gets 4 back, at 100 bytes a second and 0.1 s a message; a black box gets
+4 at each of its looks. The server does 50 FLOP/s.
 """
 
 from collections.abc import Sequence
@@ -134,15 +134,15 @@ def ranks_of(entry: Assignment) -> dict[int, int]:
 
 
 def _crossing(entry: Assignment) -> Crossing:
-    down = 4 if entry.gradient_comes_down else 0
+    down, told = 4 * entry.gradient_comes_down, 4 * entry.is_black_box
     return Crossing(
         up_bytes_per_token=4,
         up_bytes_per_row=0,
         up_bytes_per_step=0,
         down_bytes_per_token=down,
         down_bytes_per_row=0,
-        down_bytes_per_step=0,
-        num_messages=2 if down else 1,
+        down_bytes_per_step=told,
+        num_messages=2 if down or told else 1,
         kept=entry.frozen_bottom,
     )
 
@@ -155,6 +155,7 @@ def _server_share(entry: Assignment, ranks: int) -> ServerShare:
         adapter_bytes=ranks,
         first_block=entry.cut,
         end_block=BLOCKS,
+        comes_down=not entry.is_black_box,
     )
 
 

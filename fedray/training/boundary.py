@@ -20,7 +20,7 @@ from fedray.seeds import derive_seed
 from fedray.training.data import PADDING
 from fedray.training.task import Batch, Task
 
-NUMBER_BYTES = 4  # a row's length, a target, a squared norm: 32 bits each
+NUMBER_BYTES = 4  # a row's length, a target, a squared norm, a loss: 32 bits each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Message:
         token_targets: by feature what the loss reads of each real token, [X]; where the loss lies on the
             server. ``row_targets`` what it reads of each real row, [R].
         square: of the sender's part of the gradient the squared norm, where both sides clip as one.
+        loss: of a black-box client's rows, which is all that it gets.
         rows: which of the client's rows these are, [R]: drawn from a seed that both sides know, not sent.
     """
 
@@ -41,6 +42,7 @@ class Message:
     token_targets: Mapping[str, Tensor] = field(default_factory=dict)
     row_targets: Mapping[str, Tensor] = field(default_factory=dict)
     square: float | None = None
+    loss: float | None = None
     rows: tuple[int, ...] = ()
 
     @property
@@ -51,7 +53,7 @@ class Message:
         return (
             (0 if self.states is None else coded_bytes(self.states))
             + sum(t.numel() * t.element_size() for t in plain)
-            + (0 if self.square is None else NUMBER_BYTES)
+            + NUMBER_BYTES * ((self.square is not None) + (self.loss is not None))
         )
 
 
@@ -89,11 +91,9 @@ def padded_tokens(tokens: Tensor, lengths: Tensor, shape: tuple[int, int], fill:
     return out
 
 
-def coded_states(
-    padded: Tensor, lengths: Tensor, codec: str, seed: int, noise: CutNoise | None = None
-) -> Coded:
-    """The real tokens of rows [R, T, D] as they cross: first protected, then coded."""
-    return encode(protected(real_tokens(padded.detach(), lengths), noise, seed), codec, seed)
+def coded_states(padded: Tensor, lengths: Tensor, codec: str, seed: int) -> Coded:
+    """The real tokens of rows [R, T, D] as they cross where nothing protects them."""
+    return encode(real_tokens(padded.detach(), lengths), codec, seed)
 
 
 def protected(states: Tensor, noise: CutNoise | None, seed: int) -> Tensor:

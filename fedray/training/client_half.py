@@ -1,7 +1,8 @@
 """The client's side of a round under a cut, for the clients of a pack: messages up, the tail, and back down.
 
 The trainer of whole models (`train_pack`) takes a step in one go; under a cut it has up to four parts with
-a message between two. A frozen bottom has no backward, and sends each row in its first epoch only.
+a message between two. A frozen bottom has no backward, and sends each row in its first epoch only. A
+black-box client goes up at each look of a step, hears a loss, and steps after the last.
 """
 
 import time
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fedray.adapter import Adapter, auxiliary, difference, is_finite
 from fedray.mechanism import CutNoise
-from fedray.model.codecs import Coded
+from fedray.model.codecs import Coded, encode
 from fedray.model.sites import swapped
 from fedray.seeds import derive_seed
 from fedray.training.base_delta import BaseDelta, moved_blocks
@@ -22,14 +23,15 @@ from fedray.training.boundary import (
     Message,
     Messages,
     PackMessages,
-    coded_states,
     in_32_bits,
     lengths_of,
     numbers_of,
+    protected,
     real_tokens,
     rows_of_states,
 )
 from fedray.training.data import Rows
+from fedray.training.forward_only import Directions, Looking
 from fedray.training.half_step import HalfCourse, HalfStep
 from fedray.training.job import Job
 from fedray.training.link import SentUp, sent_up
@@ -56,7 +58,7 @@ class BelowTheCut:
     Attributes:
         sent: the client's share of each update as it crosses, nothing where that stays below, and what the
             client keeps; None where it is no number.
-        loss_sums: over all rows of all steps, of the losses found here: under a tail.
+        loss_sums: over all rows of all steps, of the losses found here: under a tail, or told to a black box.
         rows: trained on by each client.
         wall_seconds: spent here, on all of them.
         statistics: of the blocks that each client trains itself, where a policy asks for any.
@@ -105,30 +107,49 @@ class ClientHalf:
         optimizer = workshop.optimizer.scaled(jobs[0].learning_rate_scale)
         self._stack = stack_of([side.now for side in own], optimizer, workshop.device)
         self._stack.statistics = statistics_of(jobs[0].observables, anatomy, a, self._stack.steps)
+        if a.is_black_box:
+            self._stack.directions = Directions(jobs, self._sent, optimizer, workshop.device)
         if observer is not None:
             hold_stack(observer, self._stack, self._sent)
         self._plans = [local_batches(workshop, job, longest_first=observer is not None) for job in jobs]
         # A side without a part of its own has nothing to tell.
         clips = clips_as_one and optimizer.max_grad_norm is not None
-        self._tells_norm = clips and bool(self._stack.params) and not a.local_loss
+        self._tells_norm = clips and bool(self._stack.params) and not (a.local_loss or a.is_black_box)
         self._losses = [0.0] * len(jobs)
         self._kept: set[tuple[int, int]] = set()  # (member, row) whose hidden states the server has
         self._members: list[int] = []
-        self._number = 0
+        self._number = self._ride = 0  # the step under way; it goes up once, or at each look
         self._step: HalfStep | None = None
+        self._looking: Looking | None = None  # of a black box
         self._batch: Batch = {}
         self._lengths = torch.zeros(0)
         self._seconds = 0.0
 
     def ascend(self, number: int) -> Messages:
-        """Step ``number``, from 0, up to the cut: a message of every client that has such a step."""
+        """Ride ``number``, from 0, up to the cut: a message of every client that has such a step, or look."""
         start = time.perf_counter()
-        self._number = number
-        self._members = [c for c, plan in enumerate(self._plans) if len(plan) > number]
+        self._ride = number
+        self._number, look = divmod(number, self._assignment.rides_per_step)
+        if not look:
+            self._begin()
         if not self._members:
             return {}
-        own = [self._plans[c][number] for c in self._members]
+        own = [self._plans[c][self._number] for c in self._members]
         kept = [self._are_kept(c, rows) for c, rows in zip(self._members, own, strict=True)]
+        place = None if self._looking is None else self._looking.place()
+        hidden = None if all(kept) else self._half().up(place)
+        sent = {}
+        for at, (rows, known) in enumerate(zip(own, kept, strict=True)):
+            sent[self._client(at)] = self._message_up(at, rows, None if known else hidden)
+        self._seconds += time.perf_counter() - start
+        return sent
+
+    def _begin(self) -> None:
+        """A step of those who have so many."""
+        self._members = [c for c, plan in enumerate(self._plans) if len(plan) > self._number]
+        if not self._members:
+            return
+        own = [self._plans[c][self._number] for c in self._members]
         self._batch = padded_batch(self._workshop, own, self._assignment.batch_size)
         if self._observer is not None:
             self._observer.hold(list(self._batch.values()), "activations")
@@ -136,19 +157,15 @@ class ClientHalf:
         everybody = len(self._members) == len(self._jobs)
         index = None if everybody else torch.tensor(self._members, device=self._workshop.device)
         self._step = HalfStep(self._backbone, self._course, self._stack, self._batch, index, self._observer)
-        hidden = None if all(kept) else self._step.up()
-        sent = {}
-        for place, (rows, known) in enumerate(zip(own, kept, strict=True)):
-            sent[self._client(place)] = self._message_up(place, rows, None if known else hidden)
-        self._seconds += time.perf_counter() - start
-        return sent
+        directions = self._stack.directions
+        if directions is not None:
+            self._looking = Looking(directions, self._step.leaves, self._members, self._observer)
 
     def turn(self, exits: Messages) -> Messages:
         """The tail: from the server's hidden states to the loss, and their gradient back to the server."""
         start = time.perf_counter()
         losses, gradient = self._half().turn(self._arrived(exits), self._workshop.task)
-        for member, loss in zip(self._members, numbers_of(losses), strict=True):
-            self._losses[member] += loss * len(self._plans[member][self._number])
+        self._add_losses(losses)
         # With nothing below the cut to train the client's gradient is whole now; else it is told later.
         whole = self._assignment.frozen_bottom and self._tells_norm
         squares = numbers_of(self._half().squares()) if whole else None
@@ -165,7 +182,11 @@ class ClientHalf:
     def descend(self, down: Messages) -> Mapping[int, float]:
         """Back down from the cut, and a step; each client's squared norm, where both sides clip as one."""
         start = time.perf_counter()
-        half, told = self._half(), {}
+        half = self._half()
+        told: dict[int, float] = {}
+        if self._looking is not None and not self._heard(self._looking, down):
+            self._seconds += time.perf_counter() - start
+            return told
         if self._assignment.gradient_comes_down:
             half.down(self._arrived(down))
         if self._assignment.local_loss:
@@ -181,6 +202,21 @@ class ClientHalf:
         self._step = None
         self._seconds += time.perf_counter() - start
         return told
+
+    def _heard(self, looking: Looking, down: Messages) -> bool:
+        """A look's losses; whether it was the step's last, so that its gradient is known."""
+        losses = [down[self._client(place)].loss for place in range(len(self._members))]
+        looking.hear(torch.tensor(losses, device=self._workshop.device))
+        if looking.done:
+            self._half().learn(looking.grads)
+            self._add_losses(looking.mean)
+            self._looking = None
+        return looking.done
+
+    def _add_losses(self, losses: Tensor) -> None:
+        """Of the step, found here, [M]."""
+        for member, loss in zip(self._members, numbers_of(losses), strict=True):
+            self._losses[member] += loss * len(self._plans[member][self._number])
 
     def finish(self) -> BelowTheCut:
         """The end of the round."""
@@ -229,9 +265,13 @@ class ClientHalf:
 
     def _coded(self, padded: Tensor, place: int, way: str, noise: CutNoise | None = None) -> Coded:
         job = self._jobs[self._members[place]]
-        seed = derive_seed(job.seed, f"codec {way}", job.round, job.client_id, job.dispatch, self._number)
-        lengths = self._lengths[self._rows_at(place)]
-        return coded_states(padded, lengths, self._assignment.cut_codec, seed, noise)
+        of_this = job.round, job.client_id, job.dispatch
+        # Both looks along a direction are rounded alike, so that rounding is as little of their difference as
+        # can be. Noise is each one's own: what is twice under the same noise is hardly under noise.
+        rounded = self._ride if self._looking is None else self._ride // 2
+        seed, of_noise = (derive_seed(job.seed, f"codec {way}", *of_this, at) for at in (rounded, self._ride))
+        tokens = real_tokens(padded.detach(), self._lengths[self._rows_at(place)])
+        return encode(protected(tokens, noise, of_noise), self._assignment.cut_codec, seed)
 
     def _client(self, place: int) -> int:
         return self._jobs[self._members[place]].client_id

@@ -27,7 +27,7 @@ from fedray.training.kept_counts import KeptCounts
 from fedray.training.link import layout_of, owed_like
 from fedray.training.meta_steps import MetaSteps, TraceSubject
 from fedray.training.observables import values_on_meta
-from fedray.training.shares import client_share, server_share
+from fedray.training.shares import client_share, learnt_above, server_share
 from fedray.training.short_steps import Side, kinds_of, shortened, side_of
 from fedray.training.variates import on_the_wire
 
@@ -69,6 +69,7 @@ class FootprintTracer:
         statistics = values_on_meta(self._subject.observables, anatomy.num_blocks, split=assignment.split)
         ops = [(flops, moved, times) for (flops, moved), times in counts.ops.items()]
         crossed = own.tensors()
+        trained = crossed | learnt_above(anatomy, assignment, adapter).tensors()
         peak = dict(counts.peak())
         # What it owes of earlier updates lies beside the optimizer through every step.
         peak["optimizer"] += sum(t.numel() * t.element_size() for t in owed_like(crossed, assignment))
@@ -84,7 +85,7 @@ class FootprintTracer:
             up_bytes=wire_bytes(message(layout_of(crossed, assignment, "up"), statistics)),
             down_bytes=wire_bytes({**layout_of(crossed, assignment, "down"), **variate}),
             held_bytes=held_bytes(anatomy, assignment),
-            trained_params=sum(tensor.numel() for tensor in adapter.tensors().values()),
+            trained_params=sum(tensor.numel() for tensor in trained.values()),
             crossing=self._crossing(assignment, adapter) if assignment.split else None,
             server=self._server(assignment, adapter, shape) if assignment.split else None,
         )
@@ -100,9 +101,9 @@ class FootprintTracer:
             dtype=TORCH_DTYPES[assignment.dtype],
             target_dims=[batch[name].dim() for name in self._steps.targets],
             client_tells=clips
-            and not assignment.local_loss
+            and not (assignment.local_loss or assignment.is_black_box)
             and bool(client_share(anatomy, assignment, adapter).tensors()),
-            server_tells=clips and bool(server_share(anatomy, assignment, adapter).tensors()),
+            server_tells=clips and bool(learnt_above(anatomy, assignment, adapter).tensors()),
         )
 
     def _server(self, assignment: Assignment, adapter: Adapter, shape: WorkShape) -> ServerShare:
@@ -110,8 +111,9 @@ class FootprintTracer:
         counts = self._counts("server", assignment, replace(shape, attention=self._subject.server_attention))
         blocks = assignment.server_blocks(anatomy.num_blocks)
         share = server_share(anatomy, assignment, adapter)
-        # What was sent, what is trained of it, its gradients and its moments; of what is frozen one.
-        copies = 3 + len(optimizer.moments([]))
+        # What was sent, what is trained of it, its gradients and its moments; of what is frozen one. What is
+        # still lies there as it was sent and as it is run.
+        copies = 2 if assignment.is_black_box else 3 + len(optimizer.moments([]))
         trained, frozen = (sum(map(_bytes, t.values())) for t in (share.tensors(), share.frozen()))
         return ServerShare(
             flops=counts.forward_flops + counts.backward_flops,
@@ -119,6 +121,7 @@ class FootprintTracer:
             adapter_bytes=copies * trained + frozen,
             first_block=blocks.start,
             end_block=blocks.stop,
+            comes_down=not assignment.is_black_box,
         )
 
     def _counts(self, side: Side, assignment: Assignment, shape: WorkShape) -> StepCounts:

@@ -2,7 +2,8 @@
 
 Two forwards a direction, after SPSA as MeZO has it (2305.17333); clients that only infer are those of BAFFLE
 (2301.12195), FwdLLM (2308.13894) and FedKSeed (2312.06353). Nothing is kept for a backward pass, so a client
-needs the memory of inference, what it trains three times, and one direction.
+needs the memory of inference, what it trains three times, and one direction. Under a cut the losses are the
+server's, and directions those of what lies below.
 
 With FedKSeed's few shared seeds (``up_codec`` ``seedsK``) a direction is one of K that everybody can draw;
 what a client did is then told by a number for each, from which the server works out the update.
@@ -11,17 +12,26 @@ Letters of shapes: M clients that take a step.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedray.adapter import Adapter, from_tensors, leading
 from fedray.codec_names import num_seeds
+from fedray.model.counter import Term
 from fedray.seeds import derive_seed, generator
 from fedray.training.job import Job
 from fedray.training.optimizer import LocalOptimizer
 
 Shapes = Mapping[str, torch.Size]
+
+
+class Observer(Protocol):
+    """Who wants to know what is held; see `fedray.training.packed.Observer`."""
+
+    def hold(self, tensors: Sequence[Tensor], term: Term) -> None:
+        """These tensors are ``term``."""
 
 
 class Directions:
@@ -35,13 +45,15 @@ class Directions:
         told: of each client by how much it went along each shared direction, [K]; empty without any.
     """
 
-    def __init__(self, jobs: Sequence[Job], optimizer: LocalOptimizer, device: str) -> None:
-        """Args: jobs: of a pack, forward-only; ``optimizer``: of their round."""
+    def __init__(
+        self, jobs: Sequence[Job], own: Sequence[Adapter], optimizer: LocalOptimizer, device: str
+    ) -> None:
+        """Args: jobs: of a pack, forward-only; ``own``: what each trains; ``optimizer``: of their round."""
         assignment = jobs[0].assignment
         self.count, self.scale = assignment.perturbations, optimizer.perturbation_scale
         self._rate = optimizer.learning_rate
         self._jobs = jobs
-        self._shapes = [_shapes(job.sent) for job in jobs]
+        self._shapes = [_shapes(adapter) for adapter in own]
         self._steps = [0] * len(jobs)
         shared = num_seeds(assignment.up_codec)
         self.told = [] if shared is None else [torch.zeros(shared, device=device) for _ in jobs]
@@ -80,6 +92,69 @@ class Directions:
         job = self._jobs[client]
         own = job.round, job.client_id, job.dispatch, self._steps[client], number
         return int(generator(job.seed, "which direction", *own).integers(len(self.told[client])))
+
+
+class Looking:
+    """The looks of one step, ahead and behind along each direction, and the gradient that their losses make.
+
+    Attributes:
+        grads: of what is trained, [M, ...] each, in its order; whole after the last look.
+        mean: of the members' losses that were looked at, [M]; likewise.
+        done: whether all looks are over.
+    """
+
+    def __init__(
+        self,
+        directions: Directions,
+        leaves: Mapping[str, Tensor],
+        members: Sequence[int],
+        observer: Observer | None = None,
+    ) -> None:
+        """Args: leaves: where the members stand, [M, ...] each; ``observer``: told of what is held."""
+        self._directions, self._leaves, self._members = directions, leaves, members
+        self._observer = observer
+        self.grads = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        self.mean = torch.zeros(len(members), device=self.grads[0].device)
+        self._look = 0
+        self._drawn: dict[str, Tensor] = {}
+        self._ahead: Tensor | None = None
+        self._hold(self.grads)
+
+    @property
+    def done(self) -> bool:
+        """See the class."""
+        return self._look == 2 * self._directions.count
+
+    @torch.no_grad()
+    def place(self) -> dict[str, Tensor]:
+        """Where the next look is, [M, ...] each."""
+        number, behind = divmod(self._look, 2)
+        if not behind:
+            self._drawn = self._directions.drawn(self._leaves, self._members, number)
+            self._hold(list(self._drawn.values()))
+        at = -self._directions.scale if behind else self._directions.scale
+        return {name: leaf + at * self._drawn[name] for name, leaf in self._leaves.items()}
+
+    @torch.no_grad()
+    def hear(self, losses: Tensor) -> None:
+        """The members' losses at that place, [M]."""
+        number, count, scale = self._look // 2, self._directions.count, self._directions.scale
+        self._look += 1
+        if self._ahead is None:
+            self._ahead = losses
+            return
+        slope = (self._ahead - losses) / (2 * scale)  # [M]
+        for grad, direction in zip(self.grads, self._drawn.values(), strict=True):
+            grad.add_(direction * slope.view((-1,) + (1,) * (grad.dim() - 1)), alpha=1 / count)
+        self._directions.along(self._members, number, slope)
+        self.mean += (self._ahead + losses) / (2 * count)
+        self._ahead = None
+        if self.done:
+            self._directions.step(self._members)
+
+    def _hold(self, tensors: Sequence[Tensor]) -> None:
+        if self._observer is not None:
+            self._observer.hold(tensors, "gradients")
 
 
 def went(job: Job, told: Tensor) -> Adapter:

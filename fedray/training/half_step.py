@@ -5,6 +5,7 @@ Runs alike for a pack, for a client alone under the counter, and on the meta dev
 Letters of shapes: M clients, N rows of all of them, T tokens, D hidden width.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from fedray.assignment import Assignment, Attention
 from fedray.model.counter import Term
 from fedray.model.families import Context
 from fedray.model.layout import Layout
+from fedray.model.sites import StackedFactors
 from fedray.training.optimizer import squares_per_client
 from fedray.training.packed import (
     Backbone,
@@ -67,21 +69,26 @@ class HalfStep:
         """Args: index: the members' places in the stack, [M]; None for all."""
         self._backbone, self._course, self._observer = backbone, course, observer
         self._stack, self._index, self._batch = stack, index, batch
-        self._leaves = stack.leaves(index, observer)
-        self._factors, self._head = stack.parts(self._leaves, index)
+        self.leaves = stack.leaves(index, observer)  # where the members stand
+        self._factors, self._head = stack.parts(self.leaves, index)
         self._grads: dict[str, Tensor] = {}
         self._hidden: Tensor | None = None
         mask, clients = batch["attention_mask"], len(stack.steps) if index is None else len(index)
         self._clients = clients
         self._layout = Layout.of(mask, clients) if course.bottom.tight else None
 
-    def up(self) -> Tensor:
-        """The client's blocks below the cut: hidden states [N, T, D] without graph."""
+    def up(self, place: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The client's blocks below the cut: hidden states [N, T, D] without graph.
+
+        Args:
+            place: looked from in place of where the members stand, [M, ...] each.
+        """
         anatomy, mask = self._backbone.anatomy, self._batch["attention_mask"]
+        factors = self._factors if place is None else self._stack.parts(place, self._index)[0]
         with torch.set_grad_enabled(self._course.needs_bottom_gradient):
             self._enter("stem")
             flow = anatomy.stem(self._batch[anatomy.family.inputs], mask)
-            hidden = self._through(self._course.bottom, flow.hidden, flow.context)
+            hidden = self._through(self._course.bottom, factors, flow.hidden, flow.context)
         if self._course.needs_bottom_gradient:
             self._hidden = hidden
         return hidden.detach()
@@ -91,7 +98,7 @@ class HalfStep:
         anatomy, mask = self._backbone.anatomy, self._batch["attention_mask"]
         arrived = arrived.detach().requires_grad_()
         context = anatomy.context(arrived, mask)
-        hidden = self._through(self._course.tail, arrived, context)
+        hidden = self._through(self._course.tail, self._factors, arrived, context)
         self._enter("head", "logits")
         logits = head_logits(anatomy.head(hidden, context), anatomy.read_by_classifier(mask), self._head)
         rows = task.loss(Answered(logits), self._batch)
@@ -106,7 +113,7 @@ class HalfStep:
         """Back through the blocks below the cut from the hidden states' gradient, [N, T, D]."""
         assert self._hidden is not None, "up comes first"
         tail = self._tail_leaves()
-        bottom = {name: leaf for name, leaf in self._leaves.items() if name not in tail}
+        bottom = {name: leaf for name, leaf in self.leaves.items() if name not in tail}
         found = torch.autograd.grad(self._hidden, list(bottom.values()), gradient.to(self._hidden.dtype))
         self._grads |= dict(zip(bottom, found, strict=True))
         self._hidden = None
@@ -125,9 +132,12 @@ class HalfStep:
         rows = task.loss(Answered(logits), self._batch)
         losses = client_means(rows, self._batch["weight"].view(self._clients, -1))
         self._enter("loss")
-        found = torch.autograd.grad(losses.sum(), list(self._leaves.values()))
-        self._grads |= dict(zip(self._leaves, found, strict=True))
+        self.learn(torch.autograd.grad(losses.sum(), list(self.leaves.values())))
         self._hidden = None
+
+    def learn(self, grads: Sequence[Tensor]) -> None:
+        """Gradients of all that the members train here, in the order of ``leaves``, found elsewhere."""
+        self._grads |= dict(zip(self.leaves, grads, strict=True))
 
     def squares(self) -> Tensor:
         """Squared norm of each member's gradients so far, [M]."""
@@ -136,13 +146,15 @@ class HalfStep:
     def update(self, squares_elsewhere: Tensor | None) -> None:
         """Clip, with what the other side's part of the norm is, [M], and step."""
         self._enter("optimizer", "optimizer")
-        if self._leaves:
-            grads = [self._grads[name] for name in self._leaves]
-            self._stack.update(self._leaves, grads, self._index, squares_elsewhere)
+        if self.leaves:
+            grads = [self._grads[name] for name in self.leaves]
+            self._stack.update(self.leaves, grads, self._index, squares_elsewhere)
 
-    def _through(self, course: Course, hidden: Tensor, context: Context) -> Tensor:
+    def _through(
+        self, course: Course, factors: Mapping[str, StackedFactors], hidden: Tensor, context: Context
+    ) -> Tensor:
         layout = self._layout
-        passage = Passage(self._backbone, course, self._factors, context, layout, self._observer)
+        passage = Passage(self._backbone, course, factors, context, layout, self._observer)
         if layout is None:
             return passage.through(hidden)
         return layout.spread(passage.through(layout.tighten(hidden)))
@@ -152,7 +164,7 @@ class HalfStep:
             return {}
         anatomy = self._backbone.anatomy
         paths = ("head.", *(anatomy.block_path(block) for block in self._course.tail.blocks))
-        return {name: leaf for name, leaf in self._leaves.items() if name.startswith(paths)}
+        return {name: leaf for name, leaf in self.leaves.items() if name.startswith(paths)}
 
     def _enter(self, phase: str, term: Term = "activations") -> None:
         if self._observer is not None:

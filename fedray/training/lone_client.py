@@ -28,7 +28,7 @@ class LoneClient:
         self._like: tuple[tuple[int, int], torch.dtype, torch.device] | None = None
 
     def up(self, number: int) -> bool:
-        """Step ``number``, from 0, up to the cut; false if there is none."""
+        """Step ``number``, from 0, or look of a black box, up to the cut; false if there is none."""
         with self._counter:
             sent = self._half.ascend(number)
         if not sent:
@@ -45,7 +45,10 @@ class LoneClient:
 
     def back(self) -> None:
         """The rest of that step."""
-        if self._assignment.gradient_comes_down:
+        if self._assignment.is_black_box:
+            with self._counter:
+                self._half.descend({self._client: Message(loss=0.0)})
+        elif self._assignment.gradient_comes_down:
             self._answered(self._half.descend)
         else:
             with self._counter:

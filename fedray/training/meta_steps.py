@@ -28,7 +28,7 @@ from fedray.training.job import Job
 from fedray.training.lone_client import LoneClient
 from fedray.training.narrow import NarrowBackbones
 from fedray.training.observables import SQUARED_LOSS, statistics_of
-from fedray.training.optimizer import LocalOptimizer
+from fedray.training.optimizer import STILL, LocalOptimizer
 from fedray.training.packed import Backbone, course_of, loss_of_clients
 from fedray.training.served_step import Serving, serve
 from fedray.training.shapes import empty_adapter
@@ -156,13 +156,14 @@ class MetaSteps:
             observer=observer,
         )
         client = LoneClient(half, job, counter, observer)
-        client.up(0)
-        if isinstance(counter, OpCounter):
-            counter.direction = "turn"
-        client.turn()
-        if isinstance(counter, OpCounter):
-            counter.direction = "backward"
-        client.back()
+        for ride in range(assignment.rides_per_step):
+            client.up(ride)
+            if isinstance(counter, OpCounter) and not assignment.is_black_box:
+                counter.direction = "turn"
+            client.turn()
+            if isinstance(counter, OpCounter) and not assignment.is_black_box:
+                counter.direction = "backward"
+            client.back()
 
     def _alone(self, assignment: Assignment, shape: WorkShape) -> tuple[Workshop, Job]:
         """A client on the meta device whose rows are one batch, without padding."""
@@ -197,7 +198,7 @@ class MetaSteps:
         subject, backbone = self._subject, self._subject.servers_backbone(assignment)
         anatomy = backbone.anatomy
         sent = server_share(anatomy, assignment, self.adapter(assignment))
-        stack = stack_of([sent], subject.optimizer, "meta")
+        stack = stack_of([sent], STILL if assignment.is_black_box else subject.optimizer, "meta")
         whole = subject.meta_batch(shape.rows, shape.tokens)
         names = "attention_mask", "weight", *(() if assignment.tail else self.targets)
         batch = {name: whole[name] for name in names}

@@ -170,6 +170,10 @@ class LocalOptimizer:
             param.add_(move, alpha=-rate)
 
 
+# Of what is run and never stepped: nothing is kept beside it.
+STILL = LocalOptimizer(optim="sgd", learning_rate=0.0, max_grad_norm=None)
+
+
 def schedule_scale(schedule: Schedule, round_number: int, num_rounds: int) -> float:
     """The part of the first round's learning rate that a round has; all its local steps share it.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedray.adapter import Adapter, Factors
 from fedray.model.anatomy import Anatomy
 from fedray.training.job import ClientState, Job
-from fedray.training.shares import joined, server_share
+from fedray.training.shares import client_share, joined, learnt_above
 
 _MARK = "own_side."
 _BEGUN, _NOW, _SCALE = f"{_MARK}begun.", f"{_MARK}now.", f"{_MARK}scale."
@@ -68,14 +68,16 @@ def without_own_side(state: ClientState) -> ClientState:
 def base_of(anatomy: Anatomy, job: Job) -> Adapter:
     """What the update of a job is a delta against.
 
-    What was sent; without the client's own side where that stays with it, and with what it last began from
-    where that comes up after rounds in which it stayed.
+    What was sent and is trained; without the client's own side where that stays with it, and with what it
+    last began from where that comes up after rounds in which it stayed.
     """
-    own = OwnSide.of(job.client_state)
-    if own is None and not job.keeps_own_side:
-        return job.sent
-    theirs = server_share(anatomy, job.assignment, job.sent)
-    return theirs if job.keeps_own_side or own is None else joined(own.begun, theirs)
+    own, a = OwnSide.of(job.client_state), job.assignment
+    theirs = learnt_above(anatomy, a, job.sent)
+    if job.keeps_own_side:
+        return theirs
+    if own is not None:
+        return joined(own.begun, theirs)
+    return client_share(anatomy, a, job.sent) if a.is_black_box else job.sent
 
 
 def _adapter(state: Mapping[str, Tensor], part: str) -> Adapter:

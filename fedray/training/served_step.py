@@ -51,7 +51,7 @@ def serve(
     came: Coded,
     observer: Observer | None = None,
 ) -> None:
-    """Forward, backward and a step of the client's own adapter on the server.
+    """Forward, backward and a step of the client's own adapter on the server; of a black box forward alone.
 
     Args:
         serving: by whom.
@@ -76,21 +76,22 @@ def serve(
         recompute_from=0 if serving.recompute else None,
         attention=serving.attention,
     )
-    # Joined and parted as a sweep does it with the rows of others beside these.
-    hidden = torch.cat([boundary])
-    hidden = Passage(serving.backbone, course, factors, context, None, observer).through(hidden)
-    (hidden,) = hidden.split([len(mask)])
-    if assignment.tail:
-        leaving = coded_states(hidden, lengths, codec, 0)
-        # Its gradient comes back in the same form.
-        root, gradient = hidden, torch.cat([rows_of_states(leaving, lengths, shape)])
-    else:
-        _enter(observer, "head", "logits")
-        root, gradient = _loss(serving, anatomy.head(hidden, context), head, batch), None
-        _enter(observer, "loss", "activations")
+    with torch.set_grad_enabled(not assignment.is_black_box):
+        # Joined and parted as a sweep does it with the rows of others beside these.
+        hidden = torch.cat([boundary])
+        hidden = Passage(serving.backbone, course, factors, context, None, observer).through(hidden)
+        (hidden,) = hidden.split([len(mask)])
+        if assignment.tail:
+            leaving = coded_states(hidden, lengths, codec, 0)
+            # Its gradient comes back in the same form.
+            root, gradient = hidden, torch.cat([rows_of_states(leaving, lengths, shape)])
+        else:
+            _enter(observer, "head", "logits")
+            root, gradient = _loss(serving, anatomy.head(hidden, context), head, batch), None
+            _enter(observer, "loss", "activations")
     del hidden
     wanted = [*([boundary] if assignment.gradient_comes_down else []), *leaves.values()]
-    if not wanted:
+    if assignment.is_black_box or not wanted:
         return
     found = list(torch.autograd.grad(root, wanted, gradient))
     if assignment.gradient_comes_down:

@@ -1,4 +1,4 @@
-"""One adapter on the two sides of a cut: what the client trains, and what the server trains for it."""
+"""One adapter on the two sides of a cut: the client's share, and what the server runs for it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -47,6 +47,11 @@ def server_share(anatomy: Anatomy, assignment: Assignment, adapter: Adapter) -> 
     theirs = assignment.server_blocks(anatomy.num_blocks)
     head = {} if assignment.tail else {n: t for n, t in adapter.head.items() if not is_auxiliary(n)}
     return Adapter(factors=in_blocks(anatomy, adapter.factors, theirs), head=head)
+
+
+def learnt_above(anatomy: Anatomy, assignment: Assignment, adapter: Adapter) -> Adapter:
+    """What the server trains for the client: its share, but nothing of a black-box client's."""
+    return Adapter() if assignment.is_black_box else server_share(anatomy, assignment, adapter)
 
 
 def joined(client: Adapter, server: Adapter) -> Adapter:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedray.adapter import WEIGHTS
 from fedray.model.sites import StackedFactors
-from fedray.training.forward_only import Directions
+from fedray.training.forward_only import Directions, Looking
 from fedray.training.observables import BlockStatistics
 from fedray.training.optimizer import LocalOptimizer, clip_per_client
 from fedray.training.ordered import OrderedSteps
@@ -94,30 +94,13 @@ class Stack:
         self, directions: Directions, loss: LossOfClients, members: Tensor | None, observer: Observer | None
     ) -> Tensor:
         leaves = {name: self._take(param, members) for name, param in self.params.items()}
-        who = self._who(members)
-        scale, count = directions.scale, directions.count
-        grads = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        if observer is not None:
-            observer.hold(grads, "gradients")
-        total = torch.zeros_like(self.steps[: len(who)])
-        for number in range(count):
-            drawn = directions.drawn(leaves, who, number)
-            if observer is not None:
-                observer.hold(list(drawn.values()), "gradients")
-            more, less = (
-                self._losses(loss, {name: leaf + at * drawn[name] for name, leaf in leaves.items()}, members)
-                for at in (scale, -scale)
-            )
-            slope = (more - less) / (2 * scale)  # [M]
-            for grad, direction in zip(grads, drawn.values(), strict=True):
-                grad.add_(direction * slope.view((-1,) + (1,) * (grad.dim() - 1)), alpha=1 / count)
-            directions.along(who, number, slope)
-            total += (more + less) / (2 * count)
-        directions.step(who)
+        looking = Looking(directions, leaves, self._who(members), observer)
+        while not looking.done:
+            looking.hear(self._losses(loss, looking.place(), members))
         if observer is not None:
             observer.enter(("optimizer", 0), "optimizer")
-        self.update(leaves, grads, members)
-        return total
+        self.update(leaves, looking.grads, members)
+        return looking.mean
 
     def leaves(self, members: Tensor | None, observer: Observer | None = None) -> dict[str, Tensor]:
         """The members' tensors by flat name, [M, ...] each, that a backward pass finds gradients of."""

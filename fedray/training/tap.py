@@ -7,8 +7,8 @@ from typing import Literal
 from fedray.training.boundary import Message, PackMessages
 from fedray.training.job import Job, Update
 
-# Hidden states go up at a cut and, under a tail, down again; gradients the other way.
-Passing = Literal["states_up", "states_down", "gradient_up", "gradient_down"]
+# Hidden states go up at a cut and, under a tail, down again; gradients the other way. To a black box a loss.
+Passing = Literal["states_up", "states_down", "gradient_up", "gradient_down", "loss_down"]
 # Told of a step's number, what passes, and the messages by pack and client.
 Heard = Callable[[int, Passing, PackMessages], None]
 
@@ -18,7 +18,7 @@ class Crossing:
     """One client's message at its cut, as the server sends or receives it.
 
     Attributes:
-        step: of the client's round, from 0.
+        step: of the client's round, from 0; of a black box the look.
         passing: what it is.
         message: with its states still coded (`fedray.model.codecs.decode`).
     """

@@ -142,7 +142,7 @@ def follow(stack: Stack, jobs: Sequence[Job], optimizer: LocalOptimizer, whole: 
     if stack.corrections:
         fill_corrections(dict(zip(stack.params, stack.corrections, strict=True)), jobs)
     if assignment.perturbations:
-        stack.directions = Directions(jobs, optimizer, device)
+        stack.directions = Directions(jobs, [job.sent for job in jobs], optimizer, device)
     if assignment.ordered is not None:
         stack.ordered = OrderedSteps(jobs, whole, device)
 

@@ -37,8 +37,9 @@ def test_the_area_is_that_of_the_rank_sum_test(members, others):
 
 
 def test_a_model_that_has_seen_its_rows_fifty_times_gives_them_away_and_a_fresh_one_does_not():
-    sgd = LocalOptimizer(optim="adamw", learning_rate=0.02, max_grad_norm=None)
-    workshop = build("bert", [16, 44], sgd)
+    # Steps four times as long end where rounding takes them: 0.84 to 1 by the round that is drawn.
+    gentle = LocalOptimizer(optim="adamw", learning_rate=0.005, max_grad_norm=None)
+    workshop = build("bert", [16, 44], gentle)
     own = job(workshop, "bert", 0, assign("bert", BLOCKS, 8, num_epochs=50))
     members, others = workshop.partitions
     before = by_loss(workshop, own.sent, members, others)

@@ -14,7 +14,7 @@ from fedray.training.optimizer import LocalOptimizer
 from fedray.training.train import train_pack
 from shop import BLOCKS, assign, build, job
 
-OVERFIT = LocalOptimizer(optim="adamw", learning_rate=0.02, max_grad_norm=None)
+OVERFIT = LocalOptimizer(optim="adamw", learning_rate=0.005, max_grad_norm=None)
 
 
 def test_two_rows_and_three_shadows_by_hand():

@@ -278,6 +278,27 @@ def test_actors_with_a_server_in_one_process_compute_what_this_process_does(cuts
 
 
 @pytest.mark.ray
+def test_over_actors_black_boxes_are_told_what_they_are_told_here(cuts, address, tmp_path):
+    policy = tmp_path / "kinds.py"
+    policy.write_text(POLICY.replace("entry.tail for", "1 - entry.is_black_box for"))
+    # What stays with a client between two averagings is where it looks from next.
+    changes = {
+        "menu": {"cuts": [2], "tails": [0], "perturbations": [0, 2]},
+        "server": {"aggregation_interval": 2},
+        "policy": str(policy),
+        "fleet": save_fleet(tmp_path / "rich.csv", [4096] * 8),
+    }
+    here_heard, there_heard = Counted(), Counted()
+    here = played(merged(cuts, changes), [here_heard])
+    on_ray = {"runtime": "on_ray", "ray": {"address": address, "num_actors": 2}}
+    there = played(merged(cuts, {**changes, **on_ray}), [there_heard])
+    assert here_heard.messages == there_heard.messages
+    passed = [passing for _, _, passing, _ in here_heard.messages]
+    assert passed.count("loss_down") > passed.count("gradient_down") > 0
+    assert_same_adapter(here.state.adapter, there.state.adapter)
+
+
+@pytest.mark.ray
 def test_a_round_whose_shard_dies_is_run_again_to_the_same_end(cuts, address, tmp_path):
     pytest.importorskip("deepspeed", reason="shards need the extra 'server'")
     config = merged(

@@ -184,7 +184,7 @@ def test_offloaded_parts_and_whole_copies_change_nothing_but_what_a_shard_holds(
         assert gathered == 0
 
 
-def test_two_hundred_sweeps_in_one_process_with_cuts_redrawn_and_shards_left_empty(
+def test_two_hundred_sweeps_in_one_process_with_cuts_and_kinds_redrawn_and_shards_left_empty(
     groups: dict[int, Group],
 ) -> None:
     workshop, draw, sweeps = build("llama", SIZES, STEEP), np.random.default_rng(0), 0
@@ -194,8 +194,12 @@ def test_two_hundred_sweeps_in_one_process_with_cuts_redrawn_and_shards_left_emp
         for client in range(int(draw.integers(1, 5))):
             tail = int(draw.integers(0, 2))
             whole = replace(assign("llama", BLOCKS, int(draw.integers(1, 5))), max_steps=steps, batch_size=2)
-            work = job(workshop, "llama", client, cut_at(whole, int(draw.integers(0, BLOCKS - tail)), tail))
-            jobs.append(replace(work, learning_rate_scale=1e-6))
+            asked = cut_at(whole, int(draw.integers(0, BLOCKS - tail)), tail)
+            if (
+                asked.cut and not tail and draw.random() < 0.5
+            ):  # a black box, at each of whose looks all sweep
+                asked = replace(asked, perturbations=1)
+            jobs.append(replace(job(workshop, "llama", client, asked), learning_rate_scale=1e-6))
         packs = packs_of(jobs, PER_PACK if order == "sweep" else 1)
         server.open(SplitRound(packs=packs))
         there, here = ridden(workshop, packs, server, order=order), in_process(workshop, packs, num_shards=2)

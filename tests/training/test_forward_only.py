@@ -34,7 +34,7 @@ def test_a_step_along_one_direction_is_its_slope_times_it(family):
     own = job(workshop, family, 0, one_step(family, 1))
     plain = replace(own, assignment=one_step(family, 0))
     (estimated,), (exact,) = train_pack(workshop, [own]), train_pack(workshop, [plain])
-    directions = Directions([own], SGD, "cpu")
+    directions = Directions([own], [own.sent], SGD, "cpu")
     leaves = {name: tensor[None] for name, tensor in own.sent.tensors().items()}
     drawn = {name: tensor[0] for name, tensor in directions.drawn(leaves, [0], 0).items()}
     moved = exact.delta.tensors()  # -0.05 times the gradient that autograd finds
@@ -87,7 +87,7 @@ def test_what_pads_a_client_gets_no_direction():
         for i, rank in enumerate((1, 4))
     ]
     leaves = {name: torch.stack([tensor, tensor]) for name, tensor in jobs[1].sent.tensors().items()}
-    drawn = Directions(jobs, SGD, "cpu").drawn(leaves, [0, 1], 0)
+    drawn = Directions(jobs, [own.sent for own in jobs], SGD, "cpu").drawn(leaves, [0, 1], 0)
     for site in jobs[0].sent.factors:
         a = drawn[f"{site}.lora_A"]
         assert not a[0, 1:].any()
@@ -98,7 +98,7 @@ def test_what_pads_a_client_gets_no_direction():
 def test_every_step_and_every_client_has_directions_of_its_own():
     workshop = build("bert", [4, 4], SGD)
     jobs = [job(workshop, "bert", i, assign("bert", BLOCKS, 2, perturbations=2)) for i in range(2)]
-    directions = Directions(jobs, SGD, "cpu")
+    directions = Directions(jobs, [own.sent for own in jobs], SGD, "cpu")
     leaves = {name: torch.stack([tensor, tensor]) for name, tensor in jobs[0].sent.tensors().items()}
 
     def first(number):
@@ -173,7 +173,8 @@ def test_clients_of_one_run_share_their_directions_and_those_of_another_do_not()
     leaves = {name: tensor[None] for name, tensor in one.sent.tensors().items()}
     name = next(iter(leaves))
     first, second, other = (
-        Directions([own], SGD, "cpu").drawn(leaves, [0], 0)[name] for own in (one, two, replace(one, seed=8))
+        Directions([own], [own.sent], SGD, "cpu").drawn(leaves, [0], 0)[name]
+        for own in (one, two, replace(one, seed=8))
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -242,13 +243,14 @@ def test_seeds_without_directions_are_refused_and_left_out_of_a_menu():
 # Menus and runs.
 
 
-def test_a_menu_has_every_entry_with_as_many_directions_but_none_with_a_cut_or_recomputation():
+def test_a_menu_has_every_entry_with_as_many_directions_but_none_with_recomputation():
     grid = Grid(
         num_blocks=4, targets=("query",), ranks=(2,), perturbations=(0, 8), recompute=(False, True), cuts=(1,)
     )
     menu = build_menu(grid)
     assert {(e.perturbations, e.recompute, e.split) for e in menu} == {
-        (0, False, False), (0, True, False), (0, False, True), (0, True, True), (8, False, False)
+        (0, False, False), (0, True, False), (0, False, True), (0, True, True),
+        (8, False, False), (8, False, True),
     }  # fmt: skip
 
 
@@ -260,7 +262,6 @@ def test_a_menu_has_every_entry_with_as_many_directions_but_none_with_a_cut_or_r
             {"perturbations": 4, "recompute": True},
             "with recompute there is no backward pass to recompute for",
         ),
-        ({"perturbations": 4, "blocks": (0, 1), "split": True}, "with a cut a server sends a gradient back"),
     ],
 )
 def test_directions_that_make_no_sense_are_refused(changes, words):

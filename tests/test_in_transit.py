@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.aboard import Aboard, RiddenTrip
 from fedray.battery import Batteries
 from fedray.clock import close_round
+from fedray.in_transit import InTransit, RiddenTrip
 from fedray.policy import Pace
 from fedray.timetable import Travellers, timetable
 from fedray.trips import Trips
@@ -56,7 +56,7 @@ PAIR = travellers_of([2, 2], backward=1, steps=2, flops=4)
 
 
 def test_a_trip_alone_takes_what_it_takes_in_a_round():
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(ride(PAIR))
     assert aboard.next_ending(None).end_seconds == 16
     assert aboard.count(10.0) == 4
@@ -68,7 +68,7 @@ def test_a_trip_alone_takes_what_it_takes_in_a_round():
 def test_who_sets_out_while_another_rides_delays_it_from_then_on():
     # Client 1 sets out at 6, boards at 9 and rides to 13. Client 0 boards at 10, waits, and rides to 17: it
     # is there at 19. Client 1 boards again at 16 and rides from 17 to 21: there at 23.
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(ride(PAIR))
     assert aboard.next_ending(None).end_seconds == 16
     aboard.come(ride(PAIR, 1, begins=6.0))
@@ -88,7 +88,7 @@ def test_who_sets_out_while_another_rides_delays_it_from_then_on():
 
 
 def test_who_is_called_off_is_charged_until_then():
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(ride(PAIR))
     aboard.come(ride(PAIR, 1, begins=6.0))
     closed = dict(aboard.until(12.0))
@@ -104,7 +104,7 @@ def test_a_sweep_waits_for_who_is_under_way_and_for_nobody_else():
     # 3, boards at 9, and both ride.
     server = server_of(min_riders=2, window_seconds=100.0)
     who = travellers_of([1, 5], steps=[2, 1])
-    aboard = Aboard.of(server)
+    aboard = InTransit.of(server)
     aboard.come(ride(who))
     assert aboard.next_ending(None).end_seconds == 6
     aboard.come(ride(who, 1, begins=3.0))
@@ -115,7 +115,7 @@ def test_a_sweep_waits_for_who_is_under_way_and_for_nobody_else():
 def test_of_equal_ends_the_smaller_client_id_lands_first_whoever_rode_first():
     # Client 9 rides from 2 to 3 and sends for four seconds; client 4 rides from 6 to 7 and sends nothing.
     who = travellers_of([1, 5], steps=1, client_ids=[9, 4])
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(ride(who, 0, up_bytes=4))
     aboard.come(ride(who, 1, up_bytes=0))
     assert [landed(aboard)[:2] for _ in range(2)] == [(4, 7), (9, 7)]
@@ -124,7 +124,7 @@ def test_of_equal_ends_the_smaller_client_id_lands_first_whoever_rode_first():
 def test_who_leaves_makes_room_for_the_others():
     # Without client 1, which leaves 2 s after it set out at 6, client 0 is done as if alone.
     who = travellers_of([2, 2], backward=1, steps=2, flops=4, leave=[INF, 2])
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(ride(who))
     aboard.come(ride(who, 1, begins=6.0))
     client, end, closed = landed(aboard)
@@ -137,7 +137,7 @@ def test_a_battery_that_would_have_lasted_runs_empty_over_who_comes():
     # not: at 17.5 it has spent 17.5 J and one for what it received.
     kept = Batteries(capacity_joules=np.array([18.5, INF]), charge_watts=np.zeros(2), sessions=None,
                      rows=np.arange(2))  # fmt: skip
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(dataclasses.replace(ride(PAIR), charge_joules=18.5))
     alone = aboard.next_ending(kept)
     assert (alone.end_seconds, alone.closed.charge_joules.tolist()) == (16, [0.5])
@@ -157,7 +157,7 @@ def test_a_battery_that_would_have_lasted_runs_empty_over_who_comes():
 def test_a_client_may_come_again_after_it_has_gone():
     # It leaves aboard its first sweep, which goes on to 7, and comes again meanwhile: it boards at 8.
     who = travellers_of([2], backward=1, steps=1, flops=4, leave=[5])
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(ride(who))
     assert landed(aboard)[:2] == (0, 5)
     again = travellers_of([2], backward=1, steps=1, flops=4)
@@ -168,7 +168,7 @@ def test_a_client_may_come_again_after_it_has_gone():
 
 def test_nothing_is_kept_of_who_has_gone():
     # One who would have left at 1000, and one who leaves aboard a sweep that ends at 7.
-    aboard, who = Aboard.of(server_of()), travellers_of([2, 2], steps=1, flops=2, leave=[1000, 5])
+    aboard, who = InTransit.of(server_of()), travellers_of([2, 2], steps=1, flops=2, leave=[1000, 5])
     aboard.come(ride(who))
     aboard.come(ride(who, 1))
     assert [landed(aboard)[:2] for _ in range(2)] == [(1, 5), (0, 8)]
@@ -178,7 +178,7 @@ def test_nothing_is_kept_of_who_has_gone():
 
 
 def test_what_riders_look_like_as_they_set_out_counts_who_is_under_way():
-    aboard = Aboard.of(server_of())
+    aboard = InTransit.of(server_of())
     aboard.come(ride(PAIR))
     second = trips_of(PAIR).take(np.array([1]))
     who = Travellers(
@@ -209,7 +209,7 @@ def reread(aboard, rides):
         again[client] = RiddenTrip(
             begins=one.begins, trip=Trips.from_facts(trips[client]), leave_seconds=one.leave_seconds
         )
-    return Aboard.from_facts(facts, again)
+    return InTransit.from_facts(facts, again)
 
 
 LEAVES = st.lists(st.integers(0, 60), min_size=6, max_size=6)
@@ -221,7 +221,7 @@ def test_clients_that_set_out_together_come_to_what_they_do_in_one_round(clients
     server, who = server_of(**facts), drawn(clients, leaving(leaves, len(clients)))
     trips = trips_of(who, down_bytes=who.start_seconds.astype(int))
     together = close_round(dataclasses.replace(trips, server=server), Pace(), None, who.leave_seconds)
-    aboard = Aboard.of(server)
+    aboard = InTransit.of(server)
     rides = [ride(who, k, down_bytes=trips.down_bytes) for k in range(len(clients))]
     for one in rides:
         aboard.come(one)
@@ -274,7 +274,7 @@ def test_who_comes_later_changes_nothing_that_was_before(clients, facts, leaves,
 
 def played(server, rides):
     """When each ends, and what it came to, by client: they set out in order, and land before others do."""
-    aboard, ended, coming = Aboard.of(server), {}, list(rides)
+    aboard, ended, coming = InTransit.of(server), {}, list(rides)
     while coming or aboard.rides:
         ending = aboard.next_ending(None)
         if coming and (ending is None or coming[0].begins <= ending.end_seconds):

@@ -90,7 +90,7 @@ class Ending:
 
 
 @dataclass(slots=True, kw_only=True)
-class Aboard:
+class InTransit:
     """The sweeps of a run, and who is on its way through them, by place.
 
     Attributes:
@@ -105,9 +105,9 @@ class Aboard:
     _next: Ending | None = None
 
     @staticmethod
-    def of(server: VirtualServer) -> "Aboard":
+    def of(server: VirtualServer) -> "InTransit":
         """Nobody yet."""
-        return Aboard(sweeps=Sweeps(server=server))
+        return InTransit(sweeps=Sweeps(server=server))
 
     def beside(self, begins: float) -> Rode:
         """What riders who set out at a moment would come to if nobody came after them."""
@@ -166,9 +166,9 @@ class Aboard:
         }
 
     @staticmethod
-    def from_facts(facts: Mapping[str, Any], rides: Mapping[int, RiddenTrip]) -> "Aboard":
+    def from_facts(facts: Mapping[str, Any], rides: Mapping[int, RiddenTrip]) -> "InTransit":
         """What was written; the rides by client id."""
-        return Aboard(
+        return InTransit(
             sweeps=Sweeps.from_facts(facts["sweeps"]),
             rides={place: rides[client] for client, place in facts["places"]},
             num_came=facts["num_came"],
