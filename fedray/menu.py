@@ -108,12 +108,21 @@ def build_menu(grid: Grid) -> tuple[Assignment, ...]:
     _check_rounded(grid, (*(whole if grid.whole else ()), *shallow))
     menu = [*dict.fromkeys(shallow), *(whole if grid.whole else ()), *_cut(grid, whole)]
     if not menu:
-        raise ConfigError(
-            f"The menu is empty: {len(grid.ranks)} ranks, {len(grid.depths)} depths, {len(grid.recompute)} "
-            f"recompute, {len(grid.dtypes)} dtypes, {len(grid.batch_sizes)} batch_sizes; give each at least "
-            "one value, or set head_only."
-        )
+        raise ConfigError(f"The menu is empty: {_why_empty(grid)}")
     return tuple(sorted(menu, key=_size))
+
+
+def _why_empty(grid: Grid) -> str:
+    names = ("ranks", "depths", "recompute", "dtypes", "batch_sizes")
+    counts = [(len(getattr(grid, name)), name) for name in names]
+    if all(count for count, _ in counts):
+        return (
+            "each combination of its values is refused, such as recompute: [true] with perturbations above 0 "
+            "alone, few bits with tunings: [full], or whole: false without cuts; give a value that goes with "
+            "the others."
+        )
+    given = ", ".join(f"{count} {name}" for count, name in counts)
+    return f"{given}; give each at least one value, or set head_only."
 
 
 def _whole(grid: Grid) -> Iterator[Assignment]:

@@ -55,6 +55,10 @@ def test_local_work_scale_and_targets_reach_every_entry():
     ("knobs", "message"),
     [
         ({"ranks": ()}, "The menu is empty: 0 ranks, 1 depths"),
+        (
+            {"recompute": (True,), "perturbations": (2,)},
+            "is empty: each combination of its values is refused",
+        ),
         ({"batch_sizes": ()}, "0 batch_sizes"),
         ({"ranks": (0,)}, "ranks are 1 or more, found 0"),
         ({"depths": (7,)}, "1 to 6, found 7"),
