@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,10 @@ from fedray import rounds
 from fedray.adapter import GlobalState
 from fedray.assignment import Assignment
 from fedray.config import load_config
-from fedray.cost import Floats, Ints, WorkShape
+from fedray.cost import Floats, Ints
 from fedray.environment import CACHE_DIR
 from fedray.policy import Cohort, Offers
+from fedray.price_sheet import compute_seconds_of
 from fedray.scene import Scene, furnish, set_scene
 from fedray.training.job import Job
 from fedray.training.shapes import initial_adapter
@@ -120,12 +121,15 @@ class Machine:
 
     def predicted(self, client: int, assignment: Assignment, rates: Floats) -> float:
         """Virtual seconds of the same on a device of these FLOP/s and bytes/s."""
-        cohort = self.scene.cohort(1, np.array([client]))
-        shape = WorkShape(
-            rows=assignment.batch_size, tokens=int(cohort.tokens[0]), attention=str(cohort.attention[0])
+        scene, alone = self.scene, self.scene.cohort(1, np.array([client]))
+        flops_per_s, memory_bytes_per_s = rates[:, None]
+        device = replace(
+            alone.device,
+            flops_per_s={assignment.dtype: flops_per_s},
+            memory_bytes_per_s=memory_bytes_per_s,
         )
-        step = self.scene.footprint(assignment, shape).roofline.seconds(*rates[:, None])
-        return float(step[0]) * assignment.num_steps(int(cohort.num_rows[0]))
+        cohort = replace(alone, device=device)
+        return float(compute_seconds_of([assignment], cohort, scene.footprint, scene.server)[0])
 
 
 def rates_of(machine: Machine, threads: int, assignments: Sequence[Assignment]) -> Floats:

@@ -4,7 +4,7 @@ A step takes the sum over its operations of ``max(FLOPs / flops_per_s, bytes / m
 an operation waits for arithmetic or for memory, whichever is slower (the roofline model).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,6 +161,30 @@ class Footprint:
     def fits(self, memory_bytes: int | Ints) -> bool | NDArray[np.bool_]:
         """Whether the peak, with the margin, stays within the memory."""
         return self.peak_bytes * MARGIN <= memory_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What a step of some clients costs on average: memory for their longest rows, time for their batches.
+
+    A batch is padded to its own longest row. Time is linear in that between two traced lengths.
+
+    Attributes:
+        longest: of a batch as long as the clients' longest row.
+        shortest: of one as long as the shortest row there is; None where all are as long as the longest.
+        share: of the way from the longest to the shortest at which each client's batches lie, [clients].
+    """
+
+    longest: Footprint
+    shortest: Footprint | None = None
+    share: Floats | None = None
+
+    def mean(self, of: Callable[[Footprint], Floats]) -> Floats:
+        """Anything that follows from a footprint, [..., clients], at the mean length of a batch."""
+        at_longest = of(self.longest)
+        if self.shortest is None or self.share is None:
+            return at_longest
+        return at_longest + self.share * (of(self.shortest) - at_longest)
 
 
 Footprints = Mapping[tuple[Assignment, WorkShape], Footprint]

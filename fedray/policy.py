@@ -18,6 +18,7 @@ from fedray.assignment import Assignment
 from fedray.cost import Device, Floats, Ints
 from fedray.errors import ConfigError, PolicyError
 from fedray.observable import Observable
+from fedray.row_lengths import RowLengths
 from fedray.staleness import CONSTANT, Staleness
 
 Bools = NDArray[np.bool_]
@@ -35,12 +36,12 @@ class Cohort:
         round: from 1.
         seed: of this round's choices; derive generators from it, never draw globally.
         client_ids: rows of the fleet.
-        device_class: as declared.
-        device: memory, rates, links and power, as declared.
+        device_class: as declared; ``device`` memory, rates, links and power.
         num_rows: rows of training data.
-        tokens: what the client's longest row is padded to.
+        tokens: what the client's longest row is padded to; memory is priced at that.
         num_tokens: real tokens of all its rows; None where nobody counted, and then nothing has a cut.
         attention: the kernel the client declares; with ``tokens`` it tells work shapes apart.
+        row_lengths: time is priced at what they make a batch's own longest row; as ``tokens`` where None.
         charge_joules: in the client's battery now, infinity on mains; None where all are.
         spare_joules: that work may take: what is above the reserve, infinity while it is charging.
     """
@@ -54,6 +55,7 @@ class Cohort:
     tokens: Ints
     attention: NDArray[np.str_]
     num_tokens: Ints | None = None
+    row_lengths: RowLengths | None = None
     charge_joules: Floats | None = None
     spare_joules: Floats | None = None
 

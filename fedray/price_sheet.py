@@ -1,15 +1,16 @@
 """A menu's prices for a cohort, filled in shape by shape, and how a decision's clients ride a server."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedray.assignment import ATTENTIONS, Assignment, Attention
-from fedray.cost import Device, Floats, Footprint, Ints, ServerShare, WorkShape
+from fedray.cost import Device, Floats, Footprint, Ints, ServerShare, StepCost, WorkShape
 from fedray.errors import PolicyError
 from fedray.policy import Cohort
 from fedray.riders import Riders
+from fedray.row_lengths import RowLengths
 from fedray.virtual_server import VirtualServer
 
 FootprintOf = Callable[[Assignment, WorkShape], Footprint]
@@ -48,16 +49,17 @@ def price_sheet(
     """
     sheet = _blank(len(menu), len(cohort))
     for shared in shapes(cohort):
-        footprints = [footprint_of(entry, shared.work(entry)) for entry in menu]
+        costs = [shared.cost(entry, footprint_of) for entry in menu]
+        footprints = [cost.longest for cost in costs]
         at = shared.clients
         for name in ("peak_bytes", "up_bytes", "down_bytes"):
             column = np.array([[getattr(footprint, name)] for footprint in footprints])
             getattr(sheet, name)[:, at] = column
-        for row, (entry, footprint) in enumerate(zip(menu, footprints, strict=True)):
+        for row, (entry, cost) in enumerate(zip(menu, costs, strict=True)):
             if entry.split:
-                _fill_cut(sheet, row, entry, footprint, shared, _needed(server, entry))
+                _fill_cut(sheet, row, entry, cost, shared, _needed(server, entry))
             else:
-                _fill_whole(sheet, row, entry, footprint, shared)
+                _fill_whole(sheet, row, entry, cost, shared)
         sheet.footprints[:] = footprints
     return sheet
 
@@ -97,11 +99,11 @@ def riders_of(
     for entry, alike in places_of.items():
         takers = np.array(alike, np.int64)
         for shared in shapes(cohort.take(takers)):
-            footprint = footprint_of(entry, shared.work(entry))
+            cost = shared.cost(entry, footprint_of)
             places = takers[shared.clients]
-            parts.append((places, _riders(entry, footprint, shared)))
+            parts.append((places, _riders(entry, cost, shared)))
             for place in places.tolist():
-                shares[place] = footprint.server
+                shares[place] = cost.longest.server
     return Riders.placed(len(cohort), parts), shares
 
 
@@ -130,10 +132,20 @@ class Shape:
     device: Device
     num_rows: Ints
     num_tokens: Ints | None
+    row_lengths: RowLengths | None
 
-    def work(self, entry: Assignment) -> WorkShape:
-        """The shape of one step."""
-        return WorkShape(rows=entry.batch_size, tokens=self.tokens, attention=self.attention)
+    def cost(self, entry: Assignment, footprint_of: FootprintOf) -> StepCost:
+        """Of one step; a second length is asked for only where some batch may be shorter than the longest."""
+        work = WorkShape(rows=entry.batch_size, tokens=self.tokens, attention=self.attention)
+        longest, lengths = footprint_of(entry, work), self.row_lengths
+        if lengths is None:
+            return StepCost(longest=longest)
+        shorter_by = self.tokens - lengths.mean_longest(entry)
+        if not shorter_by.any():
+            return StepCost(longest=longest)
+        shortest = footprint_of(entry, replace(work, tokens=lengths.shortest))
+        share = shorter_by / (self.tokens - lengths.shortest)
+        return StepCost(longest=longest, shortest=shortest, share=share)
 
 
 def shapes(cohort: Cohort) -> Iterator[Shape]:
@@ -149,12 +161,14 @@ def shapes(cohort: Cohort) -> Iterator[Shape]:
                 device=cohort.device.take(clients),
                 num_rows=cohort.num_rows[clients],
                 num_tokens=None if cohort.num_tokens is None else cohort.num_tokens[clients],
+                row_lengths=None if cohort.row_lengths is None else cohort.row_lengths[clients],
             )
 
 
-def _fill_whole(sheet: PriceSheet, row: int, entry: Assignment, footprint: Footprint, shared: Shape) -> None:
+def _fill_whole(sheet: PriceSheet, row: int, entry: Assignment, cost: StepCost, shared: Shape) -> None:
     device, at = shared.device, shared.clients
-    step_seconds = footprint.roofline.seconds(device.flops_per_s[entry.dtype], device.memory_bytes_per_s)
+    rates = device.flops_per_s[entry.dtype], device.memory_bytes_per_s
+    step_seconds = cost.mean(lambda one: one.roofline.seconds(*rates))
     if entry.max_steps is None:
         steps = entry.num_epochs * -(-shared.num_rows // entry.batch_size)
     else:
@@ -164,23 +178,23 @@ def _fill_whole(sheet: PriceSheet, row: int, entry: Assignment, footprint: Footp
 
 
 def _fill_cut(
-    sheet: PriceSheet, row: int, entry: Assignment, footprint: Footprint, shared: Shape, server: VirtualServer
+    sheet: PriceSheet, row: int, entry: Assignment, cost: StepCost, shared: Shape, server: VirtualServer
 ) -> None:
-    riders, at, share = _riders(entry, footprint, shared), shared.clients, footprint.server
+    riders, at, share = _riders(entry, cost, shared), shared.clients, cost.longest.server
     assert share is not None, "a cut has a share of the server"
-    sweep_seconds = server.ride_seconds(share)
+    sweep_seconds = server.ride_seconds(share, riders.server_flops)
     sheet.num_steps[row, at] = riders.num_steps // entry.rides_per_step
     sheet.compute_seconds[row, at] = riders.compute_seconds
-    sheet.middle_seconds[row, at] = riders.seconds_alone(shared.device, np.full(len(at), sweep_seconds))
+    sheet.middle_seconds[row, at] = riders.seconds_alone(shared.device, sweep_seconds)
     sheet.boundary_up_bytes[row, at] = riders.up_bytes
     sheet.boundary_down_bytes[row, at] = riders.down_bytes
     sheet.server_seconds[row, at] = riders.num_steps * sweep_seconds
     sheet.server_bytes[row, at] = server.needed_bytes(share)
 
 
-def _riders(entry: Assignment, footprint: Footprint, shared: Shape) -> Riders:
+def _riders(entry: Assignment, cost: StepCost, shared: Shape) -> Riders:
     assert shared.num_tokens is not None, "a cohort under cuts says how many real tokens its clients hold"
-    return Riders.of(footprint, entry, shared.device, shared.num_rows, shared.num_tokens)
+    return Riders.of(cost, entry, shared.device, shared.num_rows, shared.num_tokens)
 
 
 def _needed(server: VirtualServer | None, entry: Assignment) -> VirtualServer:

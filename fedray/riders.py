@@ -1,6 +1,6 @@
 """A client's local work under a cut: steps in turns between its device and a server, and what they send.
 
-The steps of a client are alike: each takes what a whole batch takes, as without a cut, and sends an even
+The steps of a client are alike: each takes what one takes on average, as without a cut, and sends an even
 share of all that crosses. The sums are those of the client's own rows.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedray.assignment import Assignment
-from fedray.cost import Device, Floats, Footprint, Ints
+from fedray.cost import Device, Floats, Footprint, Ints, StepCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,19 +69,19 @@ class Riders:
 
     @staticmethod
     def of(
-        footprint: Footprint, assignment: Assignment, device: Device, num_rows: Ints, num_tokens: Ints
+        cost: StepCost, assignment: Assignment, device: Device, num_rows: Ints, num_tokens: Ints
     ) -> "Riders":
         """One assignment with a cut on many clients.
 
         Args:
-            footprint: of one step; it has a crossing and a server's share.
+            cost: of one step; its footprints have a crossing and a server's share.
             assignment: how many steps, of how many rows.
             device: the clients' declared rates.
             num_rows: of their own, [clients].
             num_tokens: real tokens of all these rows, [clients]. Whole epochs send exactly these; where
                 ``max_steps`` ends within an epoch, its rows count as of mean length.
         """
-        crossing, share = footprint.crossing, footprint.server
+        crossing, share = cost.longest.crossing, cost.longest.server
         assert crossing is not None, "a rider has a crossing"
         assert share is not None, "a rider has a share of the server"
         per_epoch, rides = -(-num_rows // assignment.batch_size), assignment.rides_per_step
@@ -90,20 +90,17 @@ class Riders:
         rows, tokens = _seen(steps, per_epoch, assignment.batch_size, num_rows, num_tokens)
         fresh_rows, fresh_tokens = _seen(fresh, per_epoch, assignment.batch_size, num_rows, num_tokens)
         again = crossing.tail_up_bytes_per_token
-        compute = footprint.roofline.seconds(device.flops_per_s[assignment.dtype], device.memory_bytes_per_s)
-        compute = compute / rides
-        flops = footprint.forward_flops + footprint.backward_flops
-        forward_share = footprint.forward_flops / flops if flops else 1.0
-        turn_share = footprint.turn_flops / flops if flops else 0.0
+        forward, turn, backward = cost.mean(lambda one: _step_seconds(one, assignment, device))
+        server_flops = cost.mean(lambda one: np.full(len(num_rows), _server_flops(one), np.int64))
         # With nothing below the cut to train the gradient's norm goes up with the tail's gradient.
         norm = crossing.up_bytes_per_step if again and crossing.kept else 0
         count = np.ones(len(num_rows), np.int64)
         return Riders(
             num_steps=rides * steps,
             num_fresh=rides * fresh,
-            forward_seconds=compute * forward_share,
-            turn_seconds=compute * turn_share,
-            backward_seconds=compute * (1 - forward_share - turn_share),
+            forward_seconds=forward,
+            turn_seconds=turn,
+            backward_seconds=backward,
             fresh_up_bytes=rides
             * (
                 crossing.up_bytes_per_token * fresh_tokens
@@ -121,7 +118,7 @@ class Riders:
             turn_down_bytes=again * tokens,
             up_messages=count * -(-crossing.num_messages // 2),
             down_messages=count * (crossing.num_messages // 2),
-            server_flops=count * share.flops,
+            server_flops=server_flops.round().astype(np.int64),
             first_block=count * share.first_block,
             blind=count * assignment.is_black_box,
         )
@@ -269,6 +266,22 @@ class Leg:
     def down_seconds(self, device: Device) -> Floats:
         """Until the last byte, if it comes down."""
         return self.trip_seconds(device) + self.num_bytes * 8 / device.down_bps
+
+
+def _step_seconds(footprint: Footprint, assignment: Assignment, device: Device) -> Floats:
+    """Of a step, or look, before it sends, in its tail and after, [3, clients]."""
+    compute = footprint.roofline.seconds(device.flops_per_s[assignment.dtype], device.memory_bytes_per_s)
+    compute = compute / assignment.rides_per_step
+    flops = footprint.forward_flops + footprint.backward_flops
+    forward_share = footprint.forward_flops / flops if flops else 1.0
+    turn_share = footprint.turn_flops / flops if flops else 0.0
+    shares = (forward_share, turn_share, 1 - forward_share - turn_share)
+    return np.stack([compute * share for share in shares])
+
+
+def _server_flops(footprint: Footprint) -> int:
+    assert footprint.server is not None, "a rider has a share of the server"
+    return footprint.server.flops
 
 
 def _steps(assignment: Assignment, per_epoch: Ints) -> Ints:

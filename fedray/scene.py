@@ -38,6 +38,7 @@ from fedray.policy import Cohort, Pace, Policy, View
 from fedray.policy_loading import LoadedPolicy, adapt_policy, load_policy
 from fedray.presence import Presence, presence_of
 from fedray.privacy import mechanism_of, refuse_beside_masks
+from fedray.row_lengths import RowLengths
 from fedray.salience import unit_order_of
 from fedray.seeds import derive_seed
 from fedray.selection import SelectedBy, load_selection, selected_by
@@ -67,8 +68,9 @@ class Scene:
         max_length: tokens of a row at most; of every row where they are images.
         aggregation_interval: rounds from one averaging of what lies below the cuts to the next.
         num_rows: that each client trains on, [clients].
-        tokens: what its longest row is padded to, [clients].
+        tokens: what its longest row is padded to, [clients]; memory is priced at that.
         num_tokens: real ones of all its rows, [clients].
+        row_lengths: of them; time is priced at what they make the longest row of a batch.
         server: above the clients' cuts; None where none is asked for.
         presence: who is online when.
         batteries: of the clients, and who charges when; None where all are on mains.
@@ -99,6 +101,7 @@ class Scene:
     num_rows: Ints
     tokens: Ints
     num_tokens: Ints
+    row_lengths: RowLengths
     tracer: FootprintTracer
     server: VirtualServer | None
     presence: Presence
@@ -198,6 +201,7 @@ class Scene:
             device=self.fleet.device(client_ids),
             num_rows=self.num_rows[client_ids],
             num_tokens=self.num_tokens[client_ids],
+            row_lengths=self.row_lengths[client_ids],
             tokens=self.tokens[client_ids],
             attention=self.fleet.attention(client_ids),
         )
@@ -253,6 +257,7 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
     refuse_seeds(optimizer, menu)
     if optimizer.control_variates:
         refuse_variates(aggregation.rule, menu)
+    row_lengths = row_lengths_of(encoded, partitions, max_length)
     subject = TraceSubject(
         anatomies=anatomies,
         task=task,
@@ -283,8 +288,9 @@ def set_scene(config: Config, cache_dir: Path | None, policy: object | None = No
         optimizer=optimizer,
         max_length=max_length,
         num_rows=partitions.num_rows,
-        tokens=_tokens(encoded, partitions, max_length),
+        tokens=row_lengths.longest,
         num_tokens=np.array([int(encoded.lengths[own].sum()) for own in partitions.train], np.int64),
+        row_lengths=row_lengths,
         server=server_of(config, anatomies),
         presence=presence_of(config, fleet, partitions.num_clients),
         batteries=batteries_of(config, fleet, partitions.num_clients),
@@ -302,6 +308,13 @@ def _unit_order(config: Config, task: Task, cache_dir: Path | None) -> Callable[
     if config.menu.width_window != "salient":
         return None
     return cache(partial(unit_order_of, config.model.name, task.head, cache_dir))
+
+
+def row_lengths_of(encoded: Encoded, partitions: Partitions, max_length: int) -> RowLengths:
+    """How long the clients' training rows are, each padded alone."""
+    alone = [bucket(length, TOKEN_MULTIPLE, max_length) for length in encoded.lengths.tolist()]
+    lengths = np.array(alone, np.int64)
+    return RowLengths.of([lengths[own] for own in partitions.train])
 
 
 def furnish(scene: Scene, device: str) -> tuple[Blueprint, Stock, PreTrainedModel]:
@@ -359,11 +372,6 @@ def _optimizer(config: Config, local_rules: Mapping[str, float]) -> LocalOptimiz
     for name in ("tail_gamma", "exit_ramp_rounds"):
         section[name] = section[name] or getattr(LocalOptimizer(), name)
     return LocalOptimizer(**{name: section[name] for name in LocalOptimizer.__slots__})
-
-
-def _tokens(encoded: Encoded, partitions: Partitions, max_length: int) -> Ints:
-    longest = [int(encoded.lengths[own].max()) for own in partitions.train]
-    return np.array([bucket(length, TOKEN_MULTIPLE, max_length) for length in longest], np.int64)
 
 
 def _meta_batch(encoded: Encoded, count: int, tokens: int) -> Batch:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedray.cost import ServerShare
+import numpy as np
+
+from fedray.cost import Floats, Ints, ServerShare
 from fedray.errors import ConfigError
 from fedray.units import show_bytes
 
@@ -72,16 +74,28 @@ class VirtualServer:
 
     def way_seconds(self, flops: float, lowest_block: int) -> float:
         """What one way through the blocks takes, up or down, with so much arithmetic on it."""
+        return max(flops / self._all_flops_per_s, self._gather_seconds(lowest_block))
+
+    def ride_seconds(self, share: ServerShare, flops: Ints) -> Floats:
+        """What a sweep for one client alone takes until it has its answer, [clients].
+
+        Args:
+            share: that the clients have of the server.
+            flops: of a step of each, [clients].
+        """
+        num_ways = 2 if share.comes_down else 1
+        computing = flops / num_ways / self._all_flops_per_s
+        return num_ways * np.maximum(computing, self._gather_seconds(share.first_block))
+
+    @property
+    def _all_flops_per_s(self) -> float:
+        return self.num_shards * self.flops_per_s
+
+    def _gather_seconds(self, lowest_block: int) -> float:
         # Each shard has its own part already; the others' come for each way.
         elsewhere = (self.num_shards - 1) / self.num_shards
         gathered_bytes = elsewhere * sum(self.block_bytes[lowest_block:])
-        computing = flops / (self.num_shards * self.flops_per_s)
-        return max(computing, gathered_bytes * 8 / self.interconnect_bps)
-
-    def ride_seconds(self, share: ServerShare) -> float:
-        """What a sweep for one client alone takes until it has its answer."""
-        ways = self.sweep_seconds if share.comes_down else self.way_seconds
-        return ways(share.flops, share.first_block)
+        return gathered_bytes * 8 / self.interconnect_bps
 
     def needed_bytes(self, share: ServerShare) -> int:
         """What a client takes of the room if it is alone."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedray.assignment import Assignment, lora_on_top
-from fedray.cost import Crossing, Footprint, PeakTerms, Roofline, ServerShare
+from fedray.cost import Crossing, Footprint, PeakTerms, Roofline, ServerShare, StepCost
 from fedray.privacy import times_sent
 from fedray.riders import Riders
 from fedray.riding import spent_riding
@@ -61,18 +61,19 @@ def test_two_steps_of_two_directions_are_eight_looks_and_take_as_long():
     # (60 x 8 + 6 x 4) bytes go up, 252 a look, at 126 bytes a second 2 s; 4 bytes come down in 4 s at one a
     # second; each message pays half a second. The server takes 5 s a look, up alone.
     device = device_of(1, up_bps=126 * 8.0, down_bps=8.0, rtt_seconds=0.5)
-    riders = Riders.of(footprint_of(flops=12, server_flops=5), LOOKS, device, np.array([6]), np.array([60]))
+    cost = StepCost(longest=footprint_of(flops=12, server_flops=5))
+    riders = Riders.of(cost, LOOKS, device, np.array([6]), np.array([60]))
     assert (riders.num_steps[0], riders.num_messages[0]) == (8, 16)
     assert (riders.up_bytes[0], riders.down_bytes[0]) == (4 * (60 * 8 + 6 * 4), 8 * 4)
     assert riders.compute_seconds[0] == 24
     server = server_of(num_shards=1)
-    share = footprint_of(flops=12, server_flops=5).server
-    assert server.ride_seconds(share) == 5
+    share = cost.longest.server
+    assert server.ride_seconds(share, riders.server_flops).tolist() == [5]
     assert riders.seconds_alone(device, np.array([5.0]))[0] == 8 * (3 + 0.5 + 2 + 5 + 0.5 + 4)
     # With two shards of it half comes over a link that takes longer: once up, where others pay it twice.
     two = server_of(num_shards=2, interconnect_bps=1.0, flops_per_s=1.0)
-    assert two.ride_seconds(share) == 8.0
-    assert two.ride_seconds(replace(share, comes_down=True)) == 16.0
+    assert two.ride_seconds(share, riders.server_flops).tolist() == [8]
+    assert two.ride_seconds(replace(share, comes_down=True), riders.server_flops).tolist() == [16]
 
 
 def test_black_boxes_go_up_first_and_are_told_before_the_others_are_at_the_top():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.assignment import Assignment, HeadOnly, Lora
-from fedray.cost import Crossing, Device, Footprint, PeakTerms, Roofline, ServerShare
+from fedray.cost import Crossing, Device, Footprint, PeakTerms, Roofline, ServerShare, StepCost
 from fedray.riders import Riders
 
 NO_TERMS = PeakTerms(weights=0, adapters=0, gradients=0, optimizer=0, activations=0, logits=0)
@@ -71,7 +71,8 @@ def assignment_of(**changes):
 def riders_of(crossing, assignment, *, num_rows=10, num_tokens=100, **flops):
     """One client with ten rows of a hundred real tokens in all."""
     rows, tokens = np.array([num_rows]), np.array([num_tokens])
-    return Riders.of(footprint_of(crossing, **flops), assignment, device_of(), rows, tokens)
+    cost = StepCost(longest=footprint_of(crossing, **flops))
+    return Riders.of(cost, assignment, device_of(), rows, tokens)
 
 
 def only(array):

@@ -34,7 +34,7 @@ from fedray.policy_loading import adapt_policy
 from fedray.progress import begun
 from fedray.report import write_report
 from fedray.runtime.local import LocalRuntime
-from fedray.scene import Scene, furnish, set_scene
+from fedray.scene import Scene, furnish, row_lengths_of, set_scene
 from fedray.scheduler import Pricing, decide, price_menu
 from fedray.training.own_weights import initial_weights
 from fedray.training.shapes import initial_adapter
@@ -114,21 +114,23 @@ def _pooled(scene: Scene) -> Learners:
     best, mean_steps = _best_device(scene)
     steps = max(1, round(mean_steps * min(rounds.clients_per_round, scene.num_clients)))
     pooled = np.sort(np.concatenate(parts.train))
-    rows, tokens, num_tokens = (a.copy() for a in (scene.num_rows, scene.tokens, scene.num_tokens))
-    rows[best], tokens[best], num_tokens[best] = len(pooled), scene.tokens.max(), scene.num_tokens.sum()
+    train = tuple(pooled if client == best else own for client, own in enumerate(parts.train))
+    parts = replace(parts, train=train)
+    row_lengths = row_lengths_of(scene.encoded, parts, scene.max_length)
+    num_tokens = scene.num_tokens.copy()
+    num_tokens[best] = scene.num_tokens.sum()
     everybody = np.arange(scene.num_clients)
     device, sent = scene.fleet.device(everybody), BYTES_A_TOKEN * scene.num_tokens
     sent = np.where(everybody == best, 0, sent)
     longest = max(float((sent * 8 / device.up_bps).max()), float(sent.sum() * 8 / device.down_bps[best]))
     alone = replace(
         scene,
-        partitions=replace(
-            parts, train=tuple(pooled if client == best else own for client, own in enumerate(parts.train))
-        ),
+        partitions=parts,
         menu=tuple(replace(entry, max_steps=steps) for entry in scene.menu),
-        num_rows=rows,
-        tokens=tokens,
+        num_rows=parts.num_rows,
+        tokens=row_lengths.longest,
         num_tokens=num_tokens,
+        row_lengths=row_lengths,
     )
     return Learners(
         scene=alone,

@@ -59,6 +59,7 @@ def simulated_scene(config: Config, cache_dir: Path | None, policy: object | Non
         num_rows=scene.num_rows[donors],
         tokens=scene.tokens[donors],
         num_tokens=scene.num_tokens[donors],
+        row_lengths=scene.row_lengths[donors],
     )
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment, HeadOnly, Lora
-from fedray.cost import Device, WorkShape
+from fedray.cost import Device, StepCost, WorkShape
 from fedray.model.anatomy import dissect
 from fedray.model.counter import CPU_FLASH_FLOPS, ByteCounter
 from fedray.model.load import empty_backbone
@@ -89,8 +89,8 @@ def predicted(workshop: Workshop, work: Job, trace: FootprintTracer) -> Riders:
     shape = WorkShape(rows=work.assignment.batch_size, tokens=work.tokens, attention=work.attention)
     num_tokens = int(workshop.pool.lengths[workshop.partitions[work.client_id]].sum())
     rows = np.array([work.num_rows])
-    footprint = trace(work.assignment, shape)
-    return Riders.of(footprint, work.assignment, ANY_DEVICE, rows, np.array([num_tokens]))
+    cost = StepCost(longest=trace(work.assignment, shape))
+    return Riders.of(cost, work.assignment, ANY_DEVICE, rows, np.array([num_tokens]))
 
 
 def targets_of(workshop: Workshop) -> tuple[str, ...]:
