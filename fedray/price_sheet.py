@@ -44,6 +44,9 @@ def price_sheet(
 ) -> PriceSheet:
     """Every entry on every client; the callable is asked once for each entry and shape.
 
+    Where batches may be shorter than the longest row it is asked of the shortest row, too, for time is
+    priced at a batch's mean length and memory at the longest.
+
     Raises:
         PolicyError: if an entry has a cut and there is no server.
     """

@@ -132,7 +132,8 @@ def ask_selection(policy: Policy, view: View, state: State) -> tuple[Ints, State
 def price_menu(menu: Sequence[Assignment], cohort: Cohort, pricing: Pricing) -> Offers:
     """Every entry of the menu priced for every client of the cohort.
 
-    Clients of one work shape share a footprint, so the callable is asked once for each entry and shape.
+    Clients of one work shape share a footprint, so the callable is asked once for each entry and shape, and
+    for a shorter one where time is priced between the two. Memory is that of a client's longest row.
     An offer fits if its peak with `fedray.cost.MARGIN` stays within memory_bytes, the frozen parts it
     needs within storage_bytes, its joules within what the battery may spare, and what it takes of the server
     within the room beside the server's blocks.

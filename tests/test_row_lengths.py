@@ -1,7 +1,7 @@
 """What batches are padded to on average: by hand, against every subset there is, and in a price."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -66,6 +66,17 @@ def test_one_batch_is_as_long_as_all_subsets_are_on_average(eighths, size):
     ]
     assert found == pytest.approx(of_all)
     assert (found <= [own.max() for own in rows]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 6), st.integers(1, 8))
+def test_steps_are_as_long_as_those_of_all_orders_of_an_epoch_are_on_average(eighths, size, steps):
+    rows = [8 * own for own in eighths]
+    starts = range(0, len(rows), size)
+    orders = [[max(order[at : at + size]) for at in starts] for order in permutations(rows)]
+    by_place = np.mean(orders, axis=0)  # of an epoch's first batch, its second and so on
+    expected = np.mean([by_place[step % len(by_place)] for step in range(steps)])
+    assert mean(rows, batch_size=size, max_steps=steps) == pytest.approx(expected)
 
 
 # Prices.
