@@ -16,7 +16,7 @@ from fedray.price_sheet import compute_seconds_of, riders_of
 from fedray.scene import Scene
 from fedray.scheduler import Terms
 from fedray.shared_link import SharedLink
-from fedray.trips import Rode, Trips
+from fedray.trips import Trips
 from fedray.units import show_bytes
 
 
@@ -118,7 +118,7 @@ def close_on_clock(
     charges: Charges,
     outing: Outing,
     pace: Pace | None = None,
-    rode: Rode | None = None,
+    trips: Trips | None = None,
 ) -> ClosedRound:
     """Who arrives, who is late, dropped or out of memory; whoever received everything now holds it.
 
@@ -128,7 +128,7 @@ def close_on_clock(
         charges: of their batteries, which are told what is left.
         outing: of the round's clients.
         pace: at which the round closes; the run's if absent.
-        rode: tells the rides on a server that others ride already; as in a round by itself if absent.
+        trips: of the outing, beside those who are on their way already; as in a round by itself if absent.
     """
     cohort, leaves = outing.cohort, None
     if scene.config.dropouts:
@@ -138,8 +138,7 @@ def close_on_clock(
         scene.presence.until(cohort.client_ids, outing.begins) - outing.begins,
         scene.actual.crash_seconds(cohort.client_ids, cohort.round),
     )
-    trips = replace(trips_of(scene, outing), rode=rode)
-    closed = close_round(trips, pace or scene.pace, leaves, offline)
+    closed = close_round(trips or trips_of(scene, outing), pace or scene.pace, leaves, offline)
     _receive(scene, holdings, outing, np.flatnonzero(closed.received))
     if scene.batteries is not None and closed.charge_joules is not None:
         ends = outing.begins + closed.client_seconds

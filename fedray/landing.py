@@ -10,7 +10,7 @@ round, and gives them something as in any round. Of equal moments the smaller cl
 How a trip under a cut goes is told as it ends, for whoever sets out meanwhile shares its server.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,16 +18,16 @@ import numpy as np
 
 from fedray.battery import Charges
 from fedray.clock import ClosedRound
-from fedray.closing import short_of_charge
+from fedray.closing import Outing, close_on_clock, short_of_charge, trips_of
 from fedray.cost import Ints
 from fedray.errors import PolicyError
-from fedray.policy import Bools, Cohort, State, View
+from fedray.holdings import Holdings
+from fedray.policy import Bools, Cohort, Pace, State, View
 from fedray.readiness import Readiness, view_of
 from fedray.record import ClientRecord
 from fedray.scene import Scene
 from fedray.scheduler import Pricing, Schedule, ask_menu, ask_selection, decide, price_menu
 from fedray.seeds import derive_seed
-from fedray.trips import Trips
 from fedray.underway import Departure, Landing, UnderWay
 
 
@@ -36,11 +36,13 @@ class Book(Protocol):
 
     Attributes:
         under_way: who is at work between rounds.
+        holdings: what clients have received.
         charges: how full batteries were left.
         policy_state: what the policy remembers.
     """
 
     under_way: UnderWay
+    holdings: Holdings
     charges: Charges
     policy_state: State
 
@@ -64,8 +66,8 @@ class Playing(Protocol):
     def pricing(self, number: int) -> Pricing:
         """Of a round."""
 
-    def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
-        """The trips of those who were given something, as they will be if nobody calls them off or comes."""
+    def asked(self, cohort: Cohort, schedule: Schedule, begins: float) -> "Asked":
+        """Those who were given something, before they set out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ def play_until_closed(playing: Playing, number: int) -> Landed:
         if not step.land():
             break
     way, server = playing.book.under_way, playing.scene.server
-    watts = 0.0 if server is None else server.num_shards * server.watts
+    watts = 0.0 if server is None else server.all_watts
     return Landed(
         clients=step.landed,
         buffer=step.buffer,
@@ -103,37 +105,16 @@ def play_until_closed(playing: Playing, number: int) -> Landed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outset:
-    """Who sets out at one moment, as it looks then; sequences are [clients] of those given something.
+class Asked:
+    """Who sets out at one moment.
 
     Attributes:
-        version: of the state that they are sent.
-        begins: virtual seconds from the run's start.
+        outing: what they set out to do.
+        told: makes their records of how their trips look then.
     """
 
-    version: int
-    begins: float
-    schedule: Schedule
-    trips: Trips
-    closed: ClosedRound
-    records: Sequence[ClientRecord]
-
-    def departures(self) -> list[Departure]:
-        """Trips that run to their own end."""
-        given = zip(self.schedule.decision.assignments, self.schedule.shares, strict=True)
-        shares = [share for assignment, share in given if assignment is not None]
-        return [
-            Departure(
-                version=self.version,
-                start_seconds=self.begins,
-                end_seconds=self.begins + float(self.closed.client_seconds[i]),
-                leave_seconds=float(self.closed.leave_seconds[i]),
-                trip=self.trips.take(np.array([i])),
-                share=shares[i],
-                record=record,
-            )
-            for i, record in enumerate(self.records)
-        ]
+    outing: Outing
+    told: Callable[[ClosedRound], Sequence[ClientRecord]]
 
 
 def called_off(playing: Playing, number: int) -> list[ClientRecord]:
@@ -280,8 +261,27 @@ class _Step:
         offers = price_menu(menu, cohort, ready.pricing)
         schedule = decide(scene.policy, cohort, offers, state, ready.pricing)
         playing.book.policy_state = schedule.state
-        for departure in playing.set_out(cohort, schedule, now):
-            playing.book.under_way.depart(departure)
+        self._set_out(schedule, playing.asked(cohort, schedule, now))
+
+    def _set_out(self, schedule: Schedule, asked: Asked) -> None:
+        """Their trips begin, as they will be if nobody calls them off or comes."""
+        scene, book, begins = self.playing.scene, self.playing.book, asked.outing.begins
+        trips = replace(trips_of(scene, asked.outing), rode=book.under_way.beside(scene.server))
+        # Everybody goes to the own end; the pace of the run says in which round that is.
+        closed = close_on_clock(scene, book.holdings, book.charges, asked.outing, Pace(), trips)
+        given = zip(schedule.decision.assignments, schedule.shares, strict=True)
+        shares = [share for assignment, share in given if assignment is not None]
+        for i, record in enumerate(asked.told(closed)):
+            departure = Departure(
+                version=self.playing.version,
+                start_seconds=begins,
+                end_seconds=begins + float(closed.client_seconds[i]),
+                leave_seconds=float(closed.leave_seconds[i]),
+                trip=trips.take(np.array([i])),
+                share=shares[i],
+                record=record,
+            )
+            book.under_way.depart(departure)
 
     def _readiness(self) -> Readiness:
         playing, number = self.playing, self.number

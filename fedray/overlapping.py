@@ -14,9 +14,8 @@ from fedray.adapter import Adapter
 from fedray.aggregation.joining import Joined, join
 from fedray.aggregation.rule import Accumulator
 from fedray.assignment import Assignment
-from fedray.closing import close_on_clock, trips_of
-from fedray.landing import Landed, Outset, called_off, play_until_closed
-from fedray.policy import Cohort, Pace
+from fedray.landing import Asked, Landed, called_off, play_until_closed
+from fedray.policy import Cohort
 from fedray.progress import Progress
 from fedray.record import ClientRecord
 from fedray.rounds import Runtime, Trained
@@ -26,7 +25,6 @@ from fedray.told import told_by_the_clock, told_by_training
 from fedray.training.job import Job
 from fedray.training.link import sent_down
 from fedray.training.own_side import base_of
-from fedray.underway import Departure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,21 +78,14 @@ class _Run:
     def pricing(self, number: int) -> Pricing:
         return rounds.pricing_of(self.scene, self.book, number)
 
-    def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
+    def asked(self, cohort: Cohort, schedule: Schedule, begins: float) -> Asked:
         scene, progress = self.scene, self.book
         asked = rounds.ask(scene, progress, cohort, schedule, begins)
         measured = rounds.audit_clients(scene, progress, asked, self.runtime)
-        outing, rode = rounds.outing_of(progress, asked), progress.under_way.beside(scene.server)
-        # Everybody goes to the own end; the pace of the run says in which round that is.
-        closed = close_on_clock(scene, progress.holdings, progress.charges, outing, Pace(), rode)
-        return Outset(
-            version=self.version,
-            begins=begins,
-            schedule=schedule,
-            trips=trips_of(scene, outing),
-            closed=closed,
-            records=told_by_the_clock(scene, progress, asked, closed, measured),
-        ).departures()
+        return Asked(
+            outing=rounds.outing_of(progress, asked),
+            told=lambda closed: told_by_the_clock(scene, progress, asked, closed, measured),
+        )
 
 
 def _train(scene: Scene, progress: Progress, runtime: Runtime, landed: Landed) -> Trained:

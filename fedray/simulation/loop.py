@@ -17,14 +17,13 @@ from fedray.closing import (
     close_on_clock,
     short_of_charge,
     short_of_memory,
-    trips_of,
     within_deadline,
 )
 from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
-from fedray.landing import Outset, called_off, play_until_closed
+from fedray.landing import Asked, called_off, play_until_closed
 from fedray.observable import Observable
-from fedray.policy import Cohort, Pace, State
+from fedray.policy import Cohort, State
 from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
 from fedray.progress import history_of
 from fedray.readiness import Readiness, view_of
@@ -33,7 +32,7 @@ from fedray.scene import Scene
 from fedray.scheduler import Pricing, Schedule, ask_menu, ask_selection, decide, price_menu
 from fedray.simulation.replay import Recorded
 from fedray.told import held_so_far
-from fedray.underway import Departure, UnderWay
+from fedray.underway import UnderWay
 
 # What a policy is shown of every client where nobody trains.
 _LOSS = 1.0
@@ -178,20 +177,10 @@ class _Playing:
     def pricing(self, number: int) -> Pricing:
         return self.book.pricing
 
-    def set_out(self, cohort: Cohort, schedule: Schedule, begins: float) -> list[Departure]:
-        scene, simulated = self.scene, self.book
+    def asked(self, cohort: Cohort, schedule: Schedule, begins: float) -> Asked:
+        scene, holdings = self.scene, self.book.holdings
         outing = _outing_of(scene, cohort, schedule, begins)
-        # Everybody goes to the own end; the pace says in which round that is.
-        rode = simulated.under_way.beside(scene.server)
-        closed = close_on_clock(scene, simulated.holdings, simulated.charges, outing, Pace(), rode)
-        return Outset(
-            version=self.version,
-            begins=begins,
-            schedule=schedule,
-            trips=trips_of(scene, outing),
-            closed=closed,
-            records=_records(scene, outing, closed, simulated.holdings),
-        ).departures()
+        return Asked(outing=outing, told=lambda closed: _records(scene, outing, closed, holdings))
 
 
 def _outing_of(scene: Scene, cohort: Cohort, schedule: Schedule, begins: float) -> Outing:
