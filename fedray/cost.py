@@ -187,6 +187,13 @@ class StepCost:
         return at_longest + self.share * (of(self.shortest) - at_longest)
 
 
+def steps_of(assignment: Assignment, per_epoch: Ints) -> Ints:
+    """Local steps of each client, [clients], of which so many are an epoch."""
+    if assignment.max_steps is not None:
+        return np.full(len(per_epoch), assignment.max_steps, np.int64)
+    return assignment.num_epochs * per_epoch
+
+
 Footprints = Mapping[tuple[Assignment, WorkShape], Footprint]
 
 

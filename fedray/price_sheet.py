@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedray.assignment import ATTENTIONS, Assignment, Attention
-from fedray.cost import Device, Floats, Footprint, Ints, ServerShare, StepCost, WorkShape
+from fedray.cost import Device, Floats, Footprint, Ints, ServerShare, StepCost, WorkShape, steps_of
 from fedray.errors import PolicyError
 from fedray.policy import Cohort
 from fedray.riders import Riders
@@ -172,10 +172,7 @@ def _fill_whole(sheet: PriceSheet, row: int, entry: Assignment, cost: StepCost, 
     device, at = shared.device, shared.clients
     rates = device.flops_per_s[entry.dtype], device.memory_bytes_per_s
     step_seconds = cost.mean(lambda one: one.roofline.seconds(*rates))
-    if entry.max_steps is None:
-        steps = entry.num_epochs * -(-shared.num_rows // entry.batch_size)
-    else:
-        steps = np.full(len(at), entry.max_steps, np.int64)
+    steps = steps_of(entry, -(-shared.num_rows // entry.batch_size))
     sheet.num_steps[row, at] = steps
     sheet.compute_seconds[row, at] = sheet.middle_seconds[row, at] = steps * step_seconds
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedray.assignment import Assignment
-from fedray.cost import Device, Floats, Footprint, Ints, StepCost
+from fedray.cost import Device, Floats, Footprint, Ints, StepCost, steps_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class Riders:
         assert crossing is not None, "a rider has a crossing"
         assert share is not None, "a rider has a share of the server"
         per_epoch, rides = -(-num_rows // assignment.batch_size), assignment.rides_per_step
-        steps = _steps(assignment, per_epoch)
+        steps = steps_of(assignment, per_epoch)
         fresh = np.minimum(steps, per_epoch) if crossing.kept else steps
         rows, tokens = _seen(steps, per_epoch, assignment.batch_size, num_rows, num_tokens)
         fresh_rows, fresh_tokens = _seen(fresh, per_epoch, assignment.batch_size, num_rows, num_tokens)
@@ -282,12 +282,6 @@ def _step_seconds(footprint: Footprint, assignment: Assignment, device: Device) 
 def _server_flops(footprint: Footprint) -> int:
     assert footprint.server is not None, "a rider has a share of the server"
     return footprint.server.flops
-
-
-def _steps(assignment: Assignment, per_epoch: Ints) -> Ints:
-    if assignment.max_steps is not None:
-        return np.full(len(per_epoch), assignment.max_steps, np.int64)
-    return assignment.num_epochs * per_epoch
 
 
 def _seen(

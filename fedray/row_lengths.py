@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fedray.assignment import Assignment
-from fedray.cost import Floats, Ints
+from fedray.cost import Floats, Ints, steps_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class RowLengths:
         num_rows, size = self.num_upto[:, -1], assignment.batch_size
         whole, left = np.divmod(num_rows, size)
         per_epoch = whole + (left > 0)
-        epochs, rest = np.divmod(_num_steps(assignment, per_epoch), per_epoch)
+        epochs, rest = np.divmod(steps_of(assignment, per_epoch), per_epoch)
         in_whole, in_last = epochs * whole + rest, epochs * (left > 0)
         batches = in_whole * self._of_batch(np.minimum(size, num_rows)) + in_last * self._of_batch(left)
         found: Floats = batches / (in_whole + in_last)
@@ -82,9 +82,3 @@ class RowLengths:
             no_longer *= np.where(drawn < num_drawn[:, None], share, 1.0)
         found: Floats = self.lengths[-1] - no_longer @ np.diff(self.lengths)
         return found
-
-
-def _num_steps(assignment: Assignment, per_epoch: Ints) -> Ints:
-    if assignment.max_steps is not None:
-        return np.full(len(per_epoch), assignment.max_steps, np.int64)
-    return assignment.num_epochs * per_epoch
