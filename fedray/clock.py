@@ -233,7 +233,7 @@ def _spent(
     # On a shared link sending takes as long as it took.
     sending = trips.send_seconds if trips.shared_link is None else middle.sending_seconds()
     busy = middle.busy_seconds(close)
-    server_watts = 0.0 if trips.server is None else trips.server.num_shards * trips.server.watts
+    server_watts = 0.0 if trips.server is None else trips.server.all_watts
     return ClosedRound(
         virtual_seconds=close,
         outcomes=outcomes,

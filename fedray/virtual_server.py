@@ -63,14 +63,10 @@ class VirtualServer:
         """Memory of all shards that their blocks leave."""
         return self.num_shards * self.memory_bytes - sum(self.block_bytes)
 
-    def sweep_seconds(self, flops: int, lowest_block: int) -> float:
-        """What one sweep takes, up and down.
-
-        Args:
-            flops: of all riders' steps together.
-            lowest_block: the lowest cut aboard.
-        """
-        return 2 * self.way_seconds(flops / 2, lowest_block)
+    @property
+    def all_watts(self) -> float:
+        """Of all shards, while it sweeps."""
+        return self.num_shards * self.watts
 
     def way_seconds(self, flops: float, lowest_block: int) -> float:
         """What one way through the blocks takes, up or down, with so much arithmetic on it."""

@@ -9,25 +9,14 @@ from fedray.config import load_config
 from fedray.cost import WorkShape
 from fedray.engine import resume, run
 from test_landing import FEDBUFF, QUIET, SIX, learnt, run_of
-from tiny_run import assert_same_adapter, assert_same_run, begun, merged, played, save_fleet
-
-CUTS = """
-import numpy as np
-
-def assign(cohort, offers):
-    cut = np.array([entry.split for entry in offers.menu])
-    tail = np.array([entry.tail for entry in offers.menu])
-    wanted = (cohort.client_ids % 3)[None]
-    key = np.where(wanted == 0, ~cut[:, None], cut[:, None] & (tail[:, None] == wanted - 1))
-    return offers.best(key * 1000 + offers.sum_of_ranks[:, None])
-"""
+from tiny_run import RIDING, assert_same_adapter, assert_same_run, begun, merged, played, save_fleet
 
 
 @pytest.fixture
 def cuts(tmp_path):
     """Every third client keeps the whole model, the others ride a slow server, half of them with a tail."""
     policy = tmp_path / "cuts.py"
-    policy.write_text(CUTS)
+    policy.write_text(RIDING)
     return {
         "policy": str(policy),
         "menu": {"cuts": [1, 2], "tails": [0, 1]},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedray.riding import spent_riding
 from fedray.timetable import Travellers, timetable
-from travel import INF, server_of, travellers_of
+from travel import INF, ride_seconds, server_of, travellers_of
 
 
 def times(table):
@@ -282,9 +282,7 @@ def drawn(clients, leave=INF):
 def alone_seconds(server, riders):
     """What a sweep for each takes until it has its answer."""
     kinds = zip(riders.server_flops.tolist(), riders.first_block.tolist(), riders.blind.tolist(), strict=True)
-    return np.array(
-        [(server.way_seconds if b else server.sweep_seconds)(flops, cut) for flops, cut, b in kinds]
-    )
+    return np.array([ride_seconds(server, flops, cut, blind=bool(b)) for flops, cut, b in kinds])
 
 
 @settings(max_examples=100, deadline=None)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fedray.cost import ServerShare
 from fedray.errors import ConfigError
 from fedray.virtual_server import VirtualServer
+from travel import ride_seconds
 
 
 def server_of(**changes):
@@ -35,13 +36,13 @@ def share_of(activation_bytes, adapter_bytes=0):
 def test_a_sweep_takes_its_arithmetic_on_all_shards_or_its_gathering_whichever_is_longer():
     # 1000 FLOPs at 2 x 50 FLOP/s. Each shard lacks half of 300 bytes, up and down: 300 bytes at 50 a second.
     server = server_of()
-    assert server.sweep_seconds(1000, 1) == 10
-    assert server.sweep_seconds(100, 1) == 6
-    assert server.sweep_seconds(100, 0) == 8
+    assert ride_seconds(server, 1000, 1) == 10
+    assert ride_seconds(server, 100, 1) == 6
+    assert ride_seconds(server, 100, 0) == 8
 
 
 def test_a_single_shard_gathers_nothing():
-    assert server_of(num_shards=1).sweep_seconds(0, 0) == 0
+    assert ride_seconds(server_of(num_shards=1), 0, 0) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,7 +54,7 @@ def test_one_more_rider_never_makes_a_sweep_shorter_and_a_sweep_never_longer_tha
     server = server_of()
 
     def together(aboard):
-        return server.sweep_seconds(sum(f for f, _ in aboard), min(cut for _, cut in aboard))
+        return ride_seconds(server, sum(f for f, _ in aboard), min(cut for _, cut in aboard))
 
     assert together([*riders, more]) >= together(riders)
     one_by_one = sum(together([rider]) for rider in riders)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedray.cost import Device
+from fedray.cost import Device, ServerShare
 from fedray.riders import Riders
 from fedray.timetable import Travellers
 from fedray.virtual_server import VirtualServer
@@ -35,6 +35,14 @@ def device_of(count, **links):
         radio_joules_per_byte=one,
         **{name: value * one for name, value in facts.items()},
     )
+
+
+def ride_seconds(server, flops, cut, *, blind=False):
+    """What a sweep for one step of so much arithmetic takes until it has its answer."""
+    share = ServerShare(
+        flops=flops, activation_bytes=0, adapter_bytes=0, first_block=cut, end_block=4, comes_down=not blind
+    )
+    return server.ride_seconds(share, np.array([flops]))[0]
 
 
 def ints(values, count):

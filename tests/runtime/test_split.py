@@ -23,21 +23,10 @@ from fedray.training.tap import Tap
 from fedray.training.train import train_pack
 from shop import BLOCKS, assign, build, job
 from split_shop import SGD, in_process, targets_of
-from tiny_run import assert_same_adapter, assert_same_tensors, begun, merged, played, save_fleet
+from tiny_run import RIDING, assert_same_adapter, assert_same_tensors, begun, merged, played, save_fleet
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-# Every third client keeps the whole model, the others have a cut, some of them a tail.
-POLICY = """
-import numpy as np
-
-def assign(cohort, offers):
-    cut = np.array([entry.split for entry in offers.menu])
-    tail = np.array([entry.tail for entry in offers.menu])
-    wanted = (cohort.client_ids % 3)[None]
-    key = np.where(wanted == 0, ~cut[:, None], cut[:, None] & (tail[:, None] == wanted - 1))
-    return offers.best(key * 1000 + offers.sum_of_ranks[:, None])
-"""
 SWEPT = {"engine": "zero", "num_shards": 2, "evaluation": "sweep"}
 # Ends or holds up its process in the middle of a step, once, and never the one that is spared.
 TASK = """
@@ -73,7 +62,7 @@ class Unreliable(text_classification.TextClassification):
 @pytest.fixture
 def cuts(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     policy = tmp_path / "cuts.py"
-    policy.write_text(POLICY)
+    policy.write_text(RIDING)
     changes = {
         "menu": {"cuts": [1, 2], "tails": [0, 1]},
         "policy": str(policy),
@@ -280,7 +269,7 @@ def test_actors_with_a_server_in_one_process_compute_what_this_process_does(cuts
 @pytest.mark.ray
 def test_over_actors_black_boxes_are_told_what_they_are_told_here(cuts, address, tmp_path):
     policy = tmp_path / "kinds.py"
-    policy.write_text(POLICY.replace("entry.tail for", "1 - entry.is_black_box for"))
+    policy.write_text(RIDING.replace("entry.tail for", "1 - entry.is_black_box for"))
     # What stays with a client between two averagings is where it looks from next.
     changes = {
         "menu": {"cuts": [2], "tails": [0], "perturbations": [0, 2]},

@@ -165,10 +165,14 @@ CASE = Case(
 )
 
 
+def case_of(family: str) -> Case:
+    adapter = replace(CASE.assignment.adapter, targets=TARGETS[family])
+    return replace(CASE, family=family, assignment=replace(CASE.assignment, adapter=adapter))
+
+
 @pytest.mark.parametrize("family", ["bert", "llama", "vit"])
 def test_a_black_box_needs_the_memory_of_inference_below_its_cut(family: str) -> None:
-    targets = replace(CASE.assignment.adapter, targets=TARGETS[family])
-    case = replace(CASE, family=family, assignment=replace(CASE.assignment, adapter=targets))
+    case = case_of(family)
     workshop, own = real(case)
     trace = tracer(case, workshop)
     footprint = trace(case.assignment, case.shape)
@@ -187,8 +191,7 @@ def test_a_black_box_needs_the_memory_of_inference_below_its_cut(family: str) ->
 
 @pytest.mark.parametrize("family", ["bert", "llama", "vit"])
 def test_a_look_costs_the_server_a_forward_and_the_activations_of_one_block(family: str) -> None:
-    targets = replace(CASE.assignment.adapter, targets=TARGETS[family])
-    case = replace(CASE, family=family, assignment=replace(CASE.assignment, adapter=targets))
+    case = case_of(family)
     workshop, own = real(case)
     trace = tracer(case, workshop)
     share = trace(case.assignment, case.shape).server
