@@ -1,15 +1,19 @@
 """Rounds that overlap under cuts: equal to rounds in step where they must be, and resumed as they were."""
 
 import json
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fedray.clock import close_trip
 from fedray.config import load_config
 from fedray.cost import WorkShape
-from fedray.engine import resume, run
+from fedray.engine import play_round, resume, run
+from fedray.policy import Pace
 from test_landing import FEDBUFF, QUIET, SIX, learnt, run_of
-from tiny_run import RIDING, assert_same_adapter, assert_same_run, begun, merged, played, save_fleet
+from tiny_run import RIDING, assert_same_adapter, assert_same_run, begun, merged, opened, played, save_fleet
 
 
 @pytest.fixture
@@ -130,3 +134,24 @@ def test_an_overtaken_update_is_under_a_cut_what_it_is_of_a_whole_model(tiny, tm
     assert told[0] == told[1]
     assert max(r.staleness for r in whole.clients if r.outcome == "ok") > 0
     assert_alike(ridden.state.adapter, whole.state.adapter)
+
+
+def test_who_sets_out_beside_others_looks_at_them_from_the_start(tiny, cuts):
+    # Of it, what share of its trip a client does before it drops out is a share.
+    rounds = {"num_rounds": 4, "clients_per_round": 4}
+    scene, progress, runtime = opened(
+        merged(tiny, {**cuts, "pace": {"goal": 1, "late": "join"}, "rounds": rounds})
+    )
+    with closing(runtime):
+        for number in (1, 2, 3):
+            play_round(scene, progress, runtime, number)
+    way, ended = progress.under_way, {}
+    newest = max(way.departures, key=lambda one: one.start_seconds)
+    assert newest.share is not None
+    assert any(one.share is not None and one.start_seconds < newest.start_seconds for one in way.departures)
+    while len(way):
+        landing = way.land()
+        ended[landing.departure.client_id] = way.now_seconds
+    assert newest.end_seconds == pytest.approx(ended[newest.client_id], abs=1e-9)
+    alone = close_trip(replace(newest.trip, server=scene.server), Pace(), newest.leave_seconds)
+    assert newest.end_seconds > newest.start_seconds + alone.client_seconds[0] + 0.01
