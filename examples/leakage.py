@@ -16,8 +16,9 @@ prints the table, a measurement a row, and leaves it as ``table.csv``, with ``pi
 - a search for the image of an update over rank, as PSNR;
 - membership over rank, by the loss and by likelihood ratio: AUC, and members named at one false in a hundred.
 
-At cut 0 of what is sent as it is, and for one row at a rank with room for its tokens, an attack must succeed;
-drowned in noise, and before LoRA's B has moved, it must fail.
+At cut 0 of what is sent as it is, and for one row at a rank with room for its tokens, an attack must succeed.
+With random weights it must fail: decoders learnt on weights drawn anew, membership in a model before any
+training; and so it must drowned in noise, and of an update before LoRA's B has moved.
 """
 
 import argparse
@@ -76,7 +77,8 @@ WAYS: dict[str, tuple[Sent, int]] = {
     "noise 2": (Sent(noise=2.0), 256),
     "drowned: noise 1000": (Sent(noise=1000.0), 256),
 }
-RANDOM = "as they are, random weights"
+# Rows where weights are drawn anew: the attacker's alone, or those of both.
+STRANGER, RANDOM = "attacker's weights random", "both sides' weights random"
 NUM_PRIVATE = 100
 # A search takes minutes a cut, so it looks for fewer rows: hidden states as they are sent, by name.
 SEARCHED = {"as they are": Sent(), "int4": Sent(codec="int4"), "noise 1": Sent(noise=1.0)}
@@ -131,12 +133,11 @@ def at_cuts(scene: Scene, *, images: bool) -> Iterator[Row]:
     attack, floor_of = (image_recovery, mean_image) if images else (token_recovery, commonest)
     floor = floor_of(scene.encoded, known[:256], private)
     pretrained = load_backbone(scene.config.model.name, scene.task.head, "fp32")[0]
-    of: dict[str, Anatomy] = {"": dissect(pretrained)}
-    ways = dict(WAYS)
-    if not images:
-        of[RANDOM], ways[RANDOM] = dissect(drawn_anew(pretrained, scene)), (Sent(), 256)
-    for name, (sent, count) in ways.items():
-        found = attack(of.get(name, of[""]), scene.encoded, known[:count], private, sent)
+    ours, drawn = dissect(pretrained), dissect(drawn_anew(pretrained, scene))
+    sides: dict[str, tuple[Anatomy, Anatomy]] = {STRANGER: (ours, drawn), RANDOM: (drawn, drawn)}
+    for name, (sent, count) in {**WAYS, STRANGER: (Sent(), 256), RANDOM: (Sent(), 256)}.items():
+        clients, attackers = sides.get(name, (ours, ours))
+        found = attack(clients, scene.encoded, known[:count], private, sent, attackers)
         for cut, value in found.items():
             yield {
                 "attack": "images at a cut" if images else "words at a cut",
@@ -149,8 +150,8 @@ def at_cuts(scene: Scene, *, images: bool) -> Iterator[Row]:
 
 
 def drawn_anew(pretrained: PreTrainedModel, scene: Scene) -> PreTrainedModel:
-    """The same model with random weights."""
-    torch.manual_seed(0)
+    """The same model with random weights, others than those of `small_vit`."""
+    torch.manual_seed(1)
     if scene.task.head == "causal_lm":
         drawn: PreTrainedModel = AutoModelForCausalLM.from_config(pretrained.config)
     else:
@@ -310,6 +311,7 @@ def of_models(scene: Scene, workshop: Workshop) -> Iterator[Row]:
         model = applied(sent, update.delta)
         shadows = trained_shadows(own, job, np.concatenate([members, others]), SHADOWS, 0)
         for name, told in (
+            ("before any training", by_loss(own, sent, members, others)),
             ("by the loss", by_loss(own, model, members, others)),
             ("by likelihood ratio", by_ratio(own, model, shadows, members, others)),
         ):

@@ -1,10 +1,10 @@
 """Activation inversion at a cut: the words of a row from the hidden states that a client sends up.
 
-The attacker knows the pretrained model and has rows of its own. For each cut it fits a linear decoder from
-hidden states to word embeddings (ridge regression), and takes the word whose embedding points nearest.
-Stronger decoders find more: what is found here is a lower bound on what a cut gives away. At cut 0 hidden
-states are the embeddings themselves, so nearly every word must be found; of random states nothing but the
-commonest words.
+The attacker knows the pretrained model, or has another in its place, and has rows of its own. For each cut it
+fits a linear decoder from hidden states to word embeddings (ridge regression), and takes the word whose
+embedding points nearest. Stronger decoders find more: what is found here is a lower bound on what a cut gives
+away. At cut 0 hidden states are the embeddings themselves, so nearly every word must be found; of random
+states, or by who has other weights, nothing but the commonest words.
 
 Letters of shapes: X real tokens, D hidden width, V vocabulary.
 """
@@ -51,7 +51,12 @@ class Sent:
 
 
 def token_recovery(
-    anatomy: Anatomy, pool: Encoded, known: Rows, private: Rows, sent: Sent | None = None
+    anatomy: Anatomy,
+    pool: Encoded,
+    known: Rows,
+    private: Rows,
+    sent: Sent | None = None,
+    attackers: Anatomy | None = None,
 ) -> dict[int, float]:
     """Of each cut, from 0 to all blocks, the share of private tokens that the attacker finds.
 
@@ -61,13 +66,14 @@ def token_recovery(
         known: rows that the attacker has itself, to fit its decoders on.
         private: rows whose hidden states it is sent.
         sent: how these are sent; as they are if absent.
+        attackers: of the model that the attacker has instead, alike but for its weights; the same if absent.
 
     Raises:
         ConfigError: for a model of images, or no rows on one side.
     """
-    words = words_of(anatomy)
-    way = sent or Sent()
-    theirs, own = by_depth(anatomy, pool, known), by_depth(anatomy, pool, private, way.adapter)
+    way, had = sent or Sent(), attackers or anatomy
+    words = words_of(had)
+    theirs, own = by_depth(had, pool, known), by_depth(anatomy, pool, private, way.adapter)
     found = {}
     for cut in range(anatomy.num_blocks + 1):
         decoder = fitted(as_sent(theirs.states[cut], way, cut), words[theirs.inputs])

@@ -19,7 +19,12 @@ from fedray.training.data import Encoded, Rows
 
 
 def image_recovery(
-    anatomy: Anatomy, pool: Encoded, known: Rows, private: Rows, sent: Sent | None = None
+    anatomy: Anatomy,
+    pool: Encoded,
+    known: Rows,
+    private: Rows,
+    sent: Sent | None = None,
+    attackers: Anatomy | None = None,
 ) -> dict[int, float]:
     """Of each cut, from 0 to all blocks, how near the decoded private images come, as PSNR in dB.
 
@@ -29,6 +34,7 @@ def image_recovery(
         known: images that the attacker has itself, to fit its decoders on.
         private: images whose hidden states it is sent.
         sent: how these are sent; as they are if absent.
+        attackers: of the model that the attacker has instead, alike but for its weights; the same if absent.
 
     Raises:
         ConfigError: for a model of text, or no rows on one side.
@@ -37,7 +43,7 @@ def image_recovery(
         raise ConfigError(
             f"Image recovery is of images, and into this {anatomy.model.config.model_type} model goes text."
         )
-    theirs, own = by_depth(anatomy, pool, known), by_depth(anatomy, pool, private)
+    theirs, own = by_depth(attackers or anatomy, pool, known), by_depth(anatomy, pool, private)
     patches, wanted = patches_of(theirs.inputs, anatomy), patches_of(own.inputs, anatomy)
     spread = float(theirs.inputs.max() - theirs.inputs.min())
     way = sent or Sent()

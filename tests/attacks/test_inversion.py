@@ -10,9 +10,10 @@ from fedray.attacks.inversion import Sent, as_sent, commonest, fitted, guesses, 
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.leakage import leakage_of
+from fedray.model.anatomy import dissect
 from fedray.scene import set_scene
 from fedray.training.optimizer import LocalOptimizer
-from shop import VOCABULARY, build
+from shop import CONFIGS, VOCABULARY, build, drawn
 from tiny_run import merged, played
 
 SGD = LocalOptimizer(optim="sgd", learning_rate=0.05)
@@ -55,6 +56,15 @@ def test_rows_of_noise_find_what_the_commonest_word_finds():
     drowned = token_recovery(anatomy, pool, KNOWN, PRIVATE, Sent(noise=1e4))
     assert max(drowned.values()) < 0.1
     assert commonest(pool, KNOWN, PRIVATE) < 3 / VOCABULARY
+
+
+def test_who_has_other_weights_than_the_client_finds_no_more_than_by_guessing():
+    anatomy, pool = shop("bert")
+    torch.manual_seed(1)
+    stranger = dissect(drawn(CONFIGS["bert"], "bert"))
+    found = token_recovery(anatomy, pool, KNOWN, PRIVATE, attackers=stranger)
+    assert max(found.values()) < 0.1
+    assert token_recovery(stranger, pool, KNOWN, PRIVATE)[0] > 0.5
 
 
 def test_codecs_and_noise_take_away_and_draw_the_same_every_time():

@@ -7,8 +7,9 @@ import torch
 from fedray.attacks.inversion import Sent
 from fedray.attacks.pictures import image_recovery, mean_image, patches_of, psnr
 from fedray.errors import ConfigError
+from fedray.model.anatomy import dissect
 from fedray.training.optimizer import LocalOptimizer
-from shop import build
+from shop import CONFIGS, build, drawn
 
 KNOWN, PRIVATE = np.arange(0, 60), np.arange(60, 80)
 
@@ -45,6 +46,14 @@ def test_at_cut_0_images_come_back_and_blocks_codecs_and_noise_take_away(vit):
         assert image_recovery(anatomy, pool, KNOWN, PRIVATE, sent)[0] < plain[0] - 10
     drowned = image_recovery(anatomy, pool, KNOWN, PRIVATE, Sent(noise=1e4))
     assert max(drowned.values()) < floor + 0.5
+
+
+def test_who_has_other_weights_than_the_client_does_no_better_than_the_mean_image(vit):
+    anatomy, pool = vit
+    torch.manual_seed(1)
+    stranger = dissect(drawn(CONFIGS["vit"], "vit"))
+    found = image_recovery(anatomy, pool, KNOWN, PRIVATE, attackers=stranger)
+    assert max(found.values()) < mean_image(pool, KNOWN, PRIVATE) + 0.5
 
 
 def test_texts_are_refused():
