@@ -54,6 +54,17 @@ def trained_shadows(workshop: Workshop, like: Job, rows: Rows, count: int, seed:
     Raises:
         ConfigError: for another count, or fewer than two rows.
     """
+    halves = halves_of(rows, count, seed)
+    adapters = _trained(workshop, shadow_jobs(like, halves), halves)
+    return [
+        Shadow(adapter=adapter, rows=half)
+        for adapter, half in zip(adapters, halves, strict=True)
+        if adapter is not None
+    ]
+
+
+def halves_of(rows: Rows, count: int, seed: int) -> tuple[Rows, ...]:
+    """Whose shadow sees which rows: a random half, then the other one; as of `trained_shadows`."""
     if count < 4 or count % 2 or len(rows) < 2:
         raise ConfigError(
             f"Shadows are an even number from four on, on halves of two rows or more: found {count} on "
@@ -63,15 +74,41 @@ def trained_shadows(workshop: Workshop, like: Job, rows: Rows, count: int, seed:
     for number in range(count // 2):
         order = generator(seed, "shadows", number).permutation(rows)
         halves += [np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])]
-    jobs = [
+    return tuple(halves)
+
+
+def shadow_jobs(like: Job, halves: Sequence[Rows]) -> list[Job]:
+    """What each shadow is told to do, in their order; its number is the client that its draws are of."""
+    return [
         replace(like, client_id=at, num_rows=len(half), num_steps=like.assignment.num_steps(len(half)))
         for at, half in enumerate(halves)
     ]
-    updates = train_pack(replace(workshop, partitions=tuple(halves)), jobs)
+
+
+def losses_of_shadows(workshop: Workshop, jobs: Sequence[Job], halves: Sequence[Rows], rows: Rows) -> Floats:
+    """Of some shadows, trained in one pack here, the loss of every row, [S, N].
+
+    Args:
+        workshop: with the model and the rows.
+        jobs: of `shadow_jobs`, some of them.
+        halves: of all shadows.
+        rows: of the pool.
+
+    Returns:
+        Losses; no numbers at all of a shadow whose training came to none.
+    """
+    adapters = _trained(workshop, jobs, halves)
+    nothing = np.full(len(rows), np.nan)
+    return np.stack([nothing if own is None else losses_of(workshop, own, rows) for own in adapters])
+
+
+def _trained(workshop: Workshop, jobs: Sequence[Job], halves: Sequence[Rows]) -> list[Adapter | None]:
+    # A shadow is alone: there is no server whose variate it has, and no round whose start it stays near.
+    alone = replace(workshop.optimizer, control_variates=False, proximal_mu=0.0)
+    updates = train_pack(replace(workshop, partitions=tuple(halves), optimizer=alone), jobs)
     return [
-        Shadow(adapter=applied(like.sent, update.delta), rows=half)
-        for update, half in zip(updates, halves, strict=True)
-        if update.delta is not None
+        None if update.delta is None else applied(job.sent, update.delta)
+        for job, update in zip(jobs, updates, strict=True)
     ]
 
 
@@ -84,6 +121,25 @@ def by_ratio(
     out = np.stack([~np.isin(rows, shadow.rows) for shadow in shadows])
     scores = ratios(losses_of(workshop, adapter, rows), seen, out)
     return strength(scores[: len(members)], scores[len(members) :])
+
+
+def told_by(losses: Floats, shadows: Floats, out: NDArray[np.bool_], num_members: int) -> Membership | None:
+    """The attack on losses alone; shadows with a loss that is no number are left out.
+
+    Args:
+        losses: of the model that is asked about, [N]: of the members first.
+        shadows: of the shadow models, [S, N].
+        out: whether a shadow did not see a row, [S, N].
+        num_members: rows that trained.
+
+    Returns:
+        None where so many shadows are left out that some row has fewer than two.
+    """
+    fine = np.isfinite(shadows).all(1)
+    if out[fine].sum(0).min() < 2:
+        return None
+    scores = ratios(losses, shadows[fine], out[fine])
+    return strength(scores[:num_members], scores[num_members:])
 
 
 def ratios(losses: Floats, shadows: Floats, out: NDArray[np.bool_]) -> Floats:

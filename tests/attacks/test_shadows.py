@@ -7,12 +7,21 @@ import pytest
 from scipy.special import logit
 
 from fedray.adapter import applied
-from fedray.attacks.membership import by_loss, strength
-from fedray.attacks.shadows import by_ratio, ratios, trained_shadows
+from fedray.attacks.membership import by_loss, losses_of, strength
+from fedray.attacks.shadows import (
+    by_ratio,
+    halves_of,
+    losses_of_shadows,
+    ratios,
+    shadow_jobs,
+    told_by,
+    trained_shadows,
+)
 from fedray.errors import ConfigError
 from fedray.training.optimizer import LocalOptimizer
 from fedray.training.train import train_pack
 from shop import BLOCKS, assign, build, job
+from tiny_run import assert_same_adapter
 
 OVERFIT = LocalOptimizer(optim="adamw", learning_rate=0.005, max_grad_norm=None)
 
@@ -57,6 +66,47 @@ def test_a_model_that_overfits_gives_members_away_to_shadows_too_and_a_fresh_one
     assert by_ratio(workshop, after, shadows, members, others).auc > 0.9
     assert by_ratio(workshop, own.sent, shadows, members, others).auc < 0.75
     assert by_loss(workshop, after, members, others).auc > 0.9
+
+
+def test_losses_are_those_of_the_trained_shadows_and_no_numbers_of_one_that_diverged():
+    workshop = build("bert", [8, 8], OVERFIT)
+    like = job(workshop, "bert", 0, assign("bert", BLOCKS, 4, num_epochs=2))
+    rows = np.concatenate(workshop.partitions)
+    halves = halves_of(rows, 4, 7)
+    assert all(sorted([*one, *other]) == sorted(rows) for one, other in (halves[:2], halves[2:]))
+    shadows = trained_shadows(workshop, like, rows, 4, 7)
+    losses = losses_of_shadows(workshop, shadow_jobs(like, halves), halves, rows)
+    assert np.array_equal(losses, [losses_of(workshop, one.adapter, rows) for one in shadows])
+    assert len(np.unique(losses, axis=0)) == 4
+    # The last two by themselves are the same shadows; a pack of another size rounds otherwise.
+    two = losses_of_shadows(workshop, shadow_jobs(like, halves)[2:], halves, rows)
+    assert two == pytest.approx(losses[2:], rel=1e-3)
+    wild = replace(workshop, optimizer=replace(OVERFIT, learning_rate=1e38))
+    assert np.isnan(losses_of_shadows(wild, shadow_jobs(like, halves)[:1], halves, rows)).all()
+
+
+def test_a_pull_to_a_rounds_start_and_a_servers_variates_are_not_a_shadows():
+    plain = LocalOptimizer(optim="sgd", learning_rate=0.05, max_grad_norm=None)
+    pulled = replace(plain, proximal_mu=9.0, control_variates=True)
+    shadows = []
+    for optimizer in (plain, pulled):
+        workshop = build("bert", [8], optimizer)
+        like = job(workshop, "bert", 0, assign("bert", BLOCKS, 4, num_epochs=3))
+        shadows.append(trained_shadows(workshop, like, workshop.partitions[0], 4, 0)[3])
+    assert_same_adapter(shadows[0].adapter, shadows[1].adapter)
+
+
+def test_shadows_without_losses_are_left_out_while_two_remain_for_every_row():
+    # Six shadows and four rows, of which the first two are members; halves are of rows 0, 1 and 2, 3.
+    out = np.array([[False, False, True, True], [True, True, False, False]] * 3)
+    model, nothing = np.array([0.1, 0.2, 1.5, 1.0]), np.full(4, np.nan)
+    shadows = np.random.default_rng(0).uniform(0.5, 1.5, (6, 4))
+    scores = ratios(model, shadows[1:5], out[1:5])
+    told = told_by(model, np.stack([nothing, *shadows[1:5], nothing]), out, 2)
+    assert told == strength(scores[:2], scores[2:])
+    assert told.auc == 1.0
+    assert told_by(model, np.stack([nothing, nothing, nothing, *shadows[3:]]), out, 2) is None
+    assert told_by(model, np.stack([nothing] * 6), out, 2) is None
 
 
 def test_too_few_shadows_are_refused():
