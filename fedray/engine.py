@@ -16,9 +16,10 @@ from fedray.averaging import after_averaging
 from fedray.config import Config, load_config
 from fedray.environment import CACHE_DIR, open_runtime, run_folder
 from fedray.errors import ConfigError
-from fedray.evaluation import evaluate, headline, with_membership
+from fedray.evaluation import evaluate, headline
 from fedray.fitting import devices_of
 from fedray.held_models import held_models
+from fedray.members import with_membership
 from fedray.model.added import is_added
 from fedray.model.anatomy import dissect
 from fedray.model.export import save_adapter

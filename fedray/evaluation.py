@@ -1,21 +1,19 @@
 """The global state on rows that nobody trains on: on whole models, or by sweeps over the server's shards."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fedray.adapter import Adapter, GlobalState
 from fedray.aggregation.rule import one_adapter
 from fedray.assignment import Assignment
-from fedray.attacks.membership import strength
+from fedray.attacks.membership import Floats
 from fedray.parts import evaluated_span
-from fedray.record import ClientRecord, EvaluationRecord, RoundRecord
+from fedray.record import EvaluationRecord
 from fedray.rounds import Runtime
 from fedray.runtime.carrier import EvaluateRows
 from fedray.runtime.split import SplitEvaluation
 from fedray.scene import Scene
-from fedray.seeds import generator
 from fedray.training.data import Rows
 from fedray.training.evaluate import Outputs, evaluation_chunks, in_order
 from fedray.training.own_weights import as_wide
@@ -92,34 +90,17 @@ def scored(
     )
 
 
-def with_membership(
-    scene: Scene, state: GlobalState, record: RoundRecord, clients: Iterable[ClientRecord], runtime: Runtime
-) -> RoundRecord:
-    """The record of a round with what losses tell of who trained the state; as it is where nobody has.
-
-    Members are rows of clients whose updates have counted so far, all of them, seen by a local step or not;
-    the others are held out. As many are drawn of both.
-
-    Args:
-        scene: whose configuration asks for it.
-        state: after the round.
-        record: of the round.
-        clients: of all client-rounds so far.
-        runtime: where rows are evaluated.
-    """
-    counted = sorted({one.client_id for one in clients if one.outcome == "ok"})
-    held_out = [own for split, _, own in _groups(scene) if split != "backdoor"]
-    if not counted or not held_out:
-        return record
-    sides = np.concatenate([scene.partitions.train[one] for one in counted]), np.concatenate(held_out)
-    count = min(scene.config.attacks.rows, *map(len, sides))
-    random = generator(scene.config.seed, "membership", record.round)
-    rows = np.concatenate([np.sort(random.permutation(side)[:count]) for side in sides])
+def losses_on(scene: Scene, state: GlobalState, rows: Rows, runtime: Runtime) -> Floats:
+    """The loss of each of these rows of the pool under the global state, [rows]."""
     chunks = evaluation_chunks(scene.encoded.lengths, rows)
     answers = in_order(rows, chunks, _answers(scene, one_adapter(state), chunks, runtime))
-    scores = -np.array([answer["loss"] for answer in answers])
-    told = strength(scores[:count], scores[count:])
-    return replace(record, membership_auc=told.auc, membership_found=told.true_positive_rate)
+    return np.array([float(answer["loss"]) for answer in answers])
+
+
+def held_out(scene: Scene) -> Rows:
+    """All rows that are evaluated on and nobody trains on, a backdoor's aside."""
+    own = [rows for split, _, rows in _groups(scene) if split != "backdoor"]
+    return np.concatenate(own) if own else np.zeros(0, np.int64)
 
 
 def headline(evaluations: Sequence[EvaluationRecord]) -> tuple[float | None, float | None]:

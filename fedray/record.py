@@ -101,8 +101,10 @@ class RoundRecord:
     said to be a backdoor's once they have its trigger; null where none is tried. ``membership_auc`` is how
     well losses tell rows of clients that have trained from rows held out, 0.5 for guessing, and
     ``membership_found`` the share of the first that are named at one false in a hundred; null where that is
-    not tried. Of some of the round's updates, as the server has them, ``words_found`` is the share of the
-    words that their clients trained on and ``words_floor`` what always saying the commonest word finds; or
+    not tried. ``membership_ratio_auc`` and ``membership_ratio_found`` are the same by likelihood ratio; null
+    without shadows, or where too many of them came to losses that are no numbers. Of some of the round's
+    updates, as the server has them, ``words_found`` is the share of the words that their clients trained on
+    and ``words_floor`` what always saying the commonest word finds; or
     ``images_psnr`` in dB how near images come, and ``images_floor`` how near the mean image does.
     ``labels_found`` is the share of rows whose labels are told, and ``labels_floor`` what always saying the
     commonest of them tells; null where that is not tried, or nobody's update counted. ``plain_accuracy`` and
@@ -135,6 +137,8 @@ class RoundRecord:
     disagreement: float | None = None
     membership_auc: float | None = None
     membership_found: float | None = None
+    membership_ratio_auc: float | None = None
+    membership_ratio_found: float | None = None
     plain_accuracy: float | None = None
     plain_loss: float | None = None
     words_found: float | None = None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, assert_never
 
 from fedray.rounds import Runtime
-from fedray.runtime.carrier import AuditJob, Done, EvaluateRows, LookInto, Order, TrainPack
+from fedray.runtime.carrier import AuditJob, CastShadows, Done, EvaluateRows, LookInto, Order, TrainPack
 from fedray.runtime.split import SplitDone, SplitEvaluation
 from fedray.server.lockstep import SplitRound
 from fedray.training.evaluate import Outputs
@@ -65,5 +65,7 @@ def _part(order: Order) -> tuple[Doing, int]:
             return "evaluation", len(rows)
         case LookInto():
             return "attacks", 1
+        case CastShadows(jobs=jobs):
+            return "attacks", len(jobs)
         case _:
             assert_never(order)

@@ -39,6 +39,7 @@ NO_EFFECT = [
     ({"leakage": {"measure": True}}, "leakage.measure"),
     ({"privacy": {"cut_clip_norm": 1.0}}, "privacy.cut_clip_norm"),
     ({"attacks": {"rows": 64}}, "attacks.rows"),
+    ({"attacks": {"membership": True, "shadow_epochs": 5}}, "attacks.shadow_epochs"),
     ({"attacks": {"clients": 2}}, "attacks.clients"),
     ({"attacks": {"search_steps": 9}}, "attacks.search_steps"),
     ({"menu": {"widths": [1.0, 0.5]}}, "menu.widths"),
@@ -167,6 +168,28 @@ SCAFFOLDED = [
         (
             {"attacks": {"membership": True}, "data": {"test_share": 0.0}},
             "attacks.membership tells rows that were trained on from others, and nothing is held out",
+        ),
+        *(
+            (
+                {"attacks": {"membership": True, "shadows": found}},
+                f"attacks.shadows = {found}: half of the shadows leave a row out, and two at least",
+            )
+            for found in (2, 5)
+        ),
+        (
+            {
+                "attacks": {"membership": True, "shadows": 4},
+                "menu": {"ranks": [4], "tunings": ["lora", "full"]},
+            },
+            "attacks.shadows are trained with LoRA and a head, and menu.tunings has full, which change more",
+        ),
+        (
+            {
+                "attacks": {"membership": True, "shadows": 4},
+                "menu": {"cuts": [1], "whole": False},
+                "server": {"engine": "zero", "evaluation": "sweep"},
+            },
+            "attacks.shadows = 4 are whole models that a process trains, and with server.evaluation: sweep",
         ),
         (
             {"audit": {"codecs": True}, "menu": {"up_codecs": ["int8"], "cuts": [1]}},

@@ -129,6 +129,8 @@ def test_a_run_killed_in_a_checkpoint_and_in_a_round_ends_as_an_unbroken_one(tin
             "policy": {"name": str(policy), "options": {"folder": str(marks)}},
             "rounds": {"num_rounds": 4},
             "dropouts": True,
+            # Shadows begin where the run began, also in a process that did not see that.
+            "attacks": {"membership": True, "rows": 8, "shadows": 4, "shadow_epochs": 1},
         },
     )
     file, broken = tmp_path / "config.yaml", tmp_path / "broken"
@@ -144,6 +146,7 @@ def test_a_run_killed_in_a_checkpoint_and_in_a_round_ends_as_an_unbroken_one(tin
     assert len(list(marks.iterdir())) == 2
     left(config, tmp_path / "whole")
     assert_same_run(broken, tmp_path / "whole")
+    assert records(broken, "rounds")[-1]["membership_ratio_auc"] is not None
     states = [checkpoint.load(out) for out in (broken, tmp_path / "whole")]
     assert states[0].policy_state["rounds"] == states[1].policy_state["rounds"] == 4
     assert np.array_equal(states[0].policy_state["asked"], states[1].policy_state["asked"])

@@ -116,6 +116,8 @@ def _attacks(run: Run) -> list[Measure]:
     told = {
         "membership AUC": (last.membership_auc, "share"),
         "members found": (last.membership_found, "share"),
+        "membership AUC by ratio": (last.membership_ratio_auc, "share"),
+        "members found by ratio": (last.membership_ratio_found, "share"),
         "words found": (last.words_found, "share"),
         "images found": (last.images_psnr, "dB"),
         "labels found": (last.labels_found, "share"),

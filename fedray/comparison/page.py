@@ -43,6 +43,7 @@ _SPENT: tuple[Column, ...] = (
     ("Backdoor", "attack success", ""),
     ("Lost to codecs", "lost to codecs", ""),
     ("Members told", "membership AUC", ""),
+    ("Members told by ratio", "membership AUC by ratio", ""),
     ("Words found", "words found", ""),
     ("Images found", "images found", ""),
     ("Labels told", "labels found", ""),

@@ -213,6 +213,29 @@ def _membership(config: Config) -> str | None:
     )
 
 
+def _shadows(config: Config) -> str | None:
+    asked, menu = config.attacks.shadows, config.menu
+    if not config.attacks.membership or not asked:
+        return None
+    if asked < 4 or asked % 2:
+        return (
+            f"attacks.shadows = {asked}: half of the shadows leave a row out, and two at least must; give an "
+            "even number from 4 on, or 0 for none."
+        )
+    others = [kind for kind in menu.tunings if kind != "lora"]
+    if others:
+        return (
+            f"attacks.shadows are trained with LoRA and a head, and menu.tunings has {', '.join(others)}, "
+            "which change more of the model than these can; drop one of the two."
+        )
+    if menu.cuts and config.server.evaluation == "sweep":
+        return (
+            f"attacks.shadows = {asked} are whole models that a process trains, and with server.evaluation: "
+            "sweep none beside the server's has all blocks; set server.evaluation: whole, or drop them."
+        )
+    return None
+
+
 def _looked_into(config: Config) -> str | None:
     asked = [name for name in ("updates", "labels") if getattr(config.attacks, name)]
     if not asked:
@@ -297,6 +320,7 @@ CONTRADICTIONS: tuple[Callable[[Config], str | None], ...] = (
     _privacy,
     _cut_noise,
     _membership,
+    _shadows,
     _looked_into,
     _black_boxes,
     _masks,

@@ -119,9 +119,14 @@ IDLE = (
         because="without menu.cuts, where no hidden states leave a client; drop it or give cuts",
     ),
     Idle(
-        keys=("attacks.rows",),
+        keys=("attacks.rows", "attacks.shadows"),
         when=lambda c: not c.attacks.membership,
         because="without attacks.membership; drop it or set membership: true",
+    ),
+    Idle(
+        keys=("attacks.shadow_epochs",),
+        when=lambda c: not (c.attacks.membership and c.attacks.shadows),
+        because="without attacks.shadows beside membership; drop it or ask for some",
     ),
     Idle(
         keys=("attacks.clients",),

@@ -58,6 +58,12 @@ class AttacksSection(Section):
     rows: Annotated[int, Field(ge=2)] = Field(
         256, description="Drawn for membership at most of those trained on, and of those held out as many."
     )
+    shadows: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Models that the attacker trains on halves of the rows drawn for membership, from what "
+        "the run began with, to tell members by likelihood ratio, too: an even number from 4 on; 0 is none.",
+    )
+    shadow_epochs: Annotated[int, Field(ge=1)] = Field(10, description="Passes of each shadow over its half.")
     updates: bool = Field(
         False,
         description="Invert the round's updates as the server has them: the share of the words that a client "

@@ -102,13 +102,37 @@ def _told(run: Run) -> list[RoundRecord]:
 def _membership(run: Run) -> str:
     told = _told(run)
     last = told[-1]
-    rows: list[list[Cell]] = [[str(r.round), r.membership_auc, r.membership_found] for r in told]
+    by_ratio = any(r.membership_ratio_auc is not None for r in told)
+    head = ("Round", "AUC", "Named at 1 % false", *(("AUC by ratio", "Named by ratio") if by_ratio else ()))
+    rows: list[list[Cell]] = [
+        [
+            str(r.round),
+            r.membership_auc,
+            r.membership_found,
+            *([r.membership_ratio_auc, r.membership_ratio_found] if by_ratio else []),
+        ]
+        for r in told
+    ]
     return paragraph(
         "Who knows the model and a row's label can guess from its loss whether its client trained on it. "
         f"After round {last.round} the area under the curve is {last.membership_auc:.3f} (0.5 is guessing), "
         f"and {100 * (last.membership_found or 0):.0f} % of such rows are named where one in a hundred "
-        "others is. Stronger attacks find more (fedray.attacks.shadows)."
-    ) + folded(f"Every evaluation ({len(told)})", html_table(("Round", "AUC", "Named at 1 % false"), rows))
+        f"others is. {_ratio(run, last)}"
+    ) + folded(f"Every evaluation ({len(told)})", html_table(head, rows))
+
+
+def _ratio(run: Run, last: RoundRecord) -> str:
+    """What shadow models add to that, or how to ask for them."""
+    shadows = _section(run, "attacks").get("shadows")
+    if not shadows:
+        return "A stronger attack trains shadow models of its own; attacks.shadows: 8 asks for it."
+    if last.membership_ratio_auc is None:
+        return f"Too many of the {shadows} shadow models' losses were no numbers to tell more by them."
+    return (
+        f"Held to {shadows} shadow models, trained on halves of the rows that are asked about, it is "
+        f"{last.membership_ratio_auc:.3f} by likelihood ratio, and "
+        f"{100 * (last.membership_ratio_found or 0):.0f} % are named."
+    )
 
 
 def _overheard(run: Run) -> list[RoundRecord]:

@@ -1,4 +1,4 @@
-"""What a process does for logical clients: train a pack, evaluate a chunk, audit one client, attack one.
+"""What a process does for logical clients: train a pack, evaluate a chunk, audit one, attack one or all.
 
 The local runtime calls a carrier directly, an actor on Ray wraps one: the same code on the same values.
 """
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment
+from fedray.attacks.membership import Floats
+from fedray.attacks.shadows import losses_of_shadows
 from fedray.attacks.tried import Tried, tried
 from fedray.model.sites import swapped
 from fedray.placement import Load
@@ -63,8 +65,24 @@ class LookInto:
     base_delta: BaseDelta
 
 
-Order = TrainPack | EvaluateRows | AuditJob | LookInto
-Answer = list[Update] | Outputs | Audit | Tried
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CastShadows:
+    """Train these shadow models in one forward, and ask each about rows of the pool.
+
+    Attributes:
+        jobs: of some shadows, by their numbers.
+        halves: the rows that each of all shadows sees, by number.
+        rows: that are asked about.
+    """
+
+    jobs: Pack
+    halves: tuple[Rows, ...]
+    rows: Rows
+
+
+Order = TrainPack | EvaluateRows | AuditJob | LookInto | CastShadows
+# Of shadows the losses, [S, N].
+Answer = list[Update] | Outputs | Audit | Tried | Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +97,9 @@ def load_of(order: Order) -> Load:
     """What of an order takes wall time; its work is padded tokens times blocks, once more if trained."""
     match order:
         case TrainPack(jobs=jobs):
-            walks = [job.num_steps * _blocks_walked(job.assignment) for job in jobs]
-            rows = [job.assignment.batch_size * job.tokens for job in jobs]
-            return Load(
-                kind=f"train {jobs[0].assignment.dtype}",
-                passes=max(walks),
-                work=sum(own * size for own, size in zip(walks, rows, strict=True)),
-            )
+            return _load_of_steps("train", jobs)
+        case CastShadows(jobs=jobs):
+            return _load_of_steps("cast shadows", jobs)
         case AuditJob(job=job):
             walks_one = _blocks_walked(job.assignment)
             size = job.assignment.batch_size * job.tokens
@@ -94,6 +108,16 @@ def load_of(order: Order) -> Load:
             return Load(kind="evaluate", passes=0, work=len(rows))
         case LookInto(rows=rows):
             return Load(kind="look into", passes=0, work=len(rows))
+
+
+def _load_of_steps(doing: str, jobs: Pack) -> Load:
+    walks = [job.num_steps * _blocks_walked(job.assignment) for job in jobs]
+    rows = [job.assignment.batch_size * job.tokens for job in jobs]
+    return Load(
+        kind=f"{doing} {jobs[0].assignment.dtype}",
+        passes=max(walks),
+        work=sum(own * size for own, size in zip(walks, rows, strict=True)),
+    )
 
 
 def _blocks_walked(assignment: Assignment) -> int:
@@ -130,6 +154,8 @@ class Carrier:
             case LookInto():
                 with self._moved(order.base_delta, (order.job,)):
                     return tried(self._workshop, order.job, order.delta, order.rows, order.search_steps)
+            case CastShadows():
+                return losses_of_shadows(self._workshop, order.jobs, order.halves, order.rows)
 
     def open_split(
         self, packs: Mapping[int, Pack], targets: Sequence[str], base_delta: BaseDelta, *, clips_as_one: bool

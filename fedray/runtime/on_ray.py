@@ -19,6 +19,7 @@ from fedray.placement import WallSeconds
 from fedray.runtime.carrier import (
     AuditJob,
     Carrier,
+    CastShadows,
     Done,
     EvaluateRows,
     LookInto,
@@ -304,7 +305,7 @@ class RayRuntime:
                 client = jobs[0].client_id
             case AuditJob(job=job):
                 client = job.client_id
-            case EvaluateRows() | LookInto():
+            case EvaluateRows() | LookInto() | CastShadows():
                 client = -1
         if client not in self._cluster.own_actor:
             return next((seat for seat in self._shared if seat not in busy), None)

@@ -107,8 +107,8 @@ def computed(progress):
 def test_any_number_of_actors_computes_what_this_process_does(tiny, nodes, num_actors, tmp_path):
     policy = tmp_path / "asking.py"
     policy.write_text(ASKING)
-    # What its server has is looked into by actors, too.
-    attacks = {"updates": True, "labels": True, "membership": True}
+    # What its server has is looked into by actors, too, and shadows are trained by them, two in a pack.
+    attacks = {"updates": True, "labels": True, "membership": True, "shadows": 4, "shadow_epochs": 1}
     changes = {"rounds": {"num_rounds": 2}, "aggregation": "flora", "policy": str(policy), "attacks": attacks}
     config = merged(tiny, changes)
     here, there = played(config), played_on(config, nodes, num_actors)
@@ -117,6 +117,7 @@ def test_any_number_of_actors_computes_what_this_process_does(tiny, nodes, num_a
     assert computed(here) == computed(there)
     assert "fisher" in here.clients[0].statistics
     assert here.rounds[-1].words_found is not None
+    assert here.rounds[-1].membership_ratio_auc is not None
     assert {record.attempts for record in there.clients} == {1}
 
 
