@@ -282,7 +282,7 @@ class View:
             online, and where rounds overlap who is not at work already.
         foretold: what `View.stays_online` asks: clients, and two moments in seconds from now.
         cohort_of: what `View.cohort` asks; ``offers_of`` what `View.offers` asks.
-        leakage: of each cut the share of tokens that its states give away; empty where nobody measured.
+        leakage: by cut what its hidden states give away, 0 to 1 (`fedray.leakage`); empty if not measured.
         may_ask_nobody: where each client is drawn for itself a round may have none.
         history: one mapping per finished client-round, newest last: columns of ``clients.parquet``, and
             as ``statistics`` the values of the policy's observables, [num_blocks] each by name: not a

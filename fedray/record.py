@@ -41,6 +41,8 @@ class ClientRecord:
     in the client's battery as it was asked; null on mains. ``attack`` names what an attacker did, and is
     shown to no policy. ``cut_epsilon`` is what noise on hidden states has used up so far of the privacy of
     one of the client's rows, replaced by another (`fedray.mechanism.CutNoise`); null without that noise.
+    ``leakage`` is what the client's cut gives away, from 0 to 1 (`fedray.leakage`); null for a whole model,
+    or where nobody measured it.
     """
 
     round: int
@@ -85,6 +87,7 @@ class ClientRecord:
     held_share: float = 0.0
     charge_joules: float | None = None
     cut_epsilon: float | None = None
+    leakage: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

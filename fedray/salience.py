@@ -1,6 +1,5 @@
 """The order of a model's units by salience, measured once for its weights, and kept."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import cast
@@ -9,9 +8,9 @@ import numpy as np
 
 from fedray.model import salience, slices
 from fedray.model.anatomy import dissect
-from fedray.model.load import TaskHead, checkpoint_folder, load_backbone
+from fedray.model.load import TaskHead, checkpoint_files, load_backbone
 from fedray.model.salience import by_salience
-from fedray.whole_file import kept
+from fedray.whole_file import kept, named_by
 from fedray.width import Axis, UnitOrder
 
 
@@ -40,11 +39,5 @@ def _read(text: str) -> UnitOrder:
 
 
 def _content(model: str, head: TaskHead) -> str:
-    folder = Path(checkpoint_folder(model))
-    weights = sorted(path for end in ("safetensors", "bin", "json") for path in folder.glob(f"*.{end}"))
     code = [Path(module.__file__) for module in (salience, slices) if module.__file__]
-    digest = hashlib.sha256(head.encode())
-    for path in [*code, *weights]:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]
+    return named_by([*code, *checkpoint_files(model)], head.encode())

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a line for every round, and on a terminal a bar inside the long ones."""
+"""What a run says while it goes: a line for every round, and on a terminal a bar before and inside them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -45,7 +45,8 @@ def _shown(line: Callable[..., str]) -> Iterator[tuple[Callable[..., None], "Wat
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
     with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
-        bar = progress.add_task("", visible=False, count="")
+        # Until somebody works it only moves: weights are read then, footprints traced, leakage measured.
+        bar = progress.add_task("preparing", total=None, count="")
 
         def show(*finished: object) -> None:
             progress.update(bar, visible=False)

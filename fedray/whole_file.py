@@ -1,7 +1,8 @@
-"""Files that are whole or not there: written beside and renamed."""
+"""Files that are whole or not there: written beside and renamed; and names for them by what they came of."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def replaced(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def named_by(files: Iterable[Path], *facts: bytes) -> str:
+    """A name, of 32 hex digits, for what was found out from the content of these files and these facts."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for fact in facts:
+        digest.update(hashlib.sha256(fact).digest())
+    return digest.hexdigest()[:32]
 
 
 def kept(path: Path, text: str) -> None:

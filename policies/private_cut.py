@@ -23,9 +23,9 @@ class PrivateCut:
     """Leakage against time, within memory."""
 
     def __init__(self, *, max_leakage: float = 0.5, min_cut: int = 0, price: float = 1.0) -> None:
-        """Args: ``max_leakage``: share of tokens; ``min_cut``: in blocks; ``price``: of leaking everything.
+        """Args: ``max_leakage``: from 0 to 1; ``min_cut``: in blocks; ``price``: of leaking everything.
 
-        A price of 1 makes a cut that leaks all tokens as dear as twice its time.
+        A price of 1 makes a cut that leaks everything as dear as twice its time.
         """
         if not 0 <= max_leakage <= 1 or min_cut < 0 or price < 0:
             raise PolicyError(

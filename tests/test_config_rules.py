@@ -37,6 +37,8 @@ NO_EFFECT = [
     ({"training": {"perturbation_scale": 0.01}}, "training.perturbation_scale"),
     ({"server": {"num_shards": 2}}, "server.num_shards"),
     ({"leakage": {"measure": True}}, "leakage.measure"),
+    ({"menu": {"cuts": [1]}, "leakage": {"rows": 64}}, "leakage.rows"),
+    ({"menu": {"cuts": [1]}, "leakage": {"measure": True, "search_rows": 4}}, "leakage.search_rows"),
     ({"privacy": {"cut_clip_norm": 1.0}}, "privacy.cut_clip_norm"),
     ({"attacks": {"rows": 64}}, "attacks.rows"),
     ({"attacks": {"membership": True, "shadow_epochs": 5}}, "attacks.shadow_epochs"),

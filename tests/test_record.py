@@ -87,6 +87,7 @@ def test_numbers_have_number_columns_and_only_what_may_be_unknown_is_nullable():
         "lost_share",
         "charge_joules",
         "cut_epsilon",
+        "leakage",
     ]
     assert [f.name for f in columns if f.nullable] == unknown
 

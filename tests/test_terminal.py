@@ -78,6 +78,7 @@ def test_on_a_terminal_a_bar_counts_clients_and_rows_and_goes_away(command, tmp_
     assert process.communicate(timeout=60)[1] is not None
     assert process.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
+    assert text.lstrip().startswith("preparing")
     for number in (1, 2):
         assert f"round   {number}  training" in text
     assert "5/5 clients" in text

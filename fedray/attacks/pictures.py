@@ -75,6 +75,16 @@ def psnr(guessed: Tensor, wanted: Tensor, spread: float) -> float:
     return 10 * log10(spread**2 / error) if error else inf
 
 
+def share_told(found: float, floor: float) -> float:
+    """Of what tells images from the mean one the share that is found: 0 at its PSNR or below, 1 at no error.
+
+    Args:
+        found: PSNR of what an attack found, in dB.
+        floor: PSNR of the mean image.
+    """
+    return max(0.0, 1 - 10 ** ((floor - found) / 10))
+
+
 def patches_of(images: Tensor, anatomy: Anatomy) -> Tensor:
     """Images [N, C, H, W] as the model's patches, [N, T, P], in the order of its tokens."""
     size = anatomy.model.config.patch_size

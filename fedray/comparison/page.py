@@ -40,6 +40,7 @@ _SPENT: tuple[Column, ...] = (
     ("of its memory", "peak share of memory", ""),
     ("Epsilon", "epsilon", ""),
     ("Epsilon at cuts", "epsilon at cuts", ""),
+    ("Leaked at cuts", "leaked at cuts", ""),
     ("Backdoor", "attack success", ""),
     ("Lost to codecs", "lost to codecs", ""),
     ("Members told", "membership AUC", ""),

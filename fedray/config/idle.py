@@ -114,6 +114,16 @@ IDLE = (
         because="without menu.cuts, where no hidden states leave a client; drop it or give cuts",
     ),
     Idle(
+        keys=("leakage.attack", "leakage.rows"),
+        when=lambda c: not c.leakage.measure,
+        because="without leakage.measure; drop it or set measure: true",
+    ),
+    Idle(
+        keys=("leakage.search_rows",),
+        when=lambda c: not c.leakage.measure or c.leakage.attack != "search",
+        because="without a search; drop it or set leakage: {measure: true, attack: search}",
+    ),
+    Idle(
         keys=("privacy.cut_clip_norm", "privacy.cut_noise_multiplier"),
         when=lambda c: not c.menu.cuts,
         because="without menu.cuts, where no hidden states leave a client; drop it or give cuts",

@@ -40,10 +40,20 @@ class LeakageSection(Section):
     """What cuts give away, for policies that weigh it."""
 
     measure: bool = Field(
-        False, description="Measure of each cut what share of a row's tokens its hidden states give away."
+        False,
+        description="Measure of each cut what its hidden states give away: the share of a text's tokens that "
+        "are found, or of images how much of what tells them from the mean one.",
+    )
+    attack: Literal["decoder", "search"] = Field(
+        "decoder",
+        description="A linear decoder; or a search through the blocks below, which starts from it, finds "
+        "more words, and takes minutes for each cut of the menu.",
     )
     rows: Annotated[int, Field(ge=2)] = Field(
         256, description="Rows drawn for it, half of them the attacker's own."
+    )
+    search_rows: Annotated[int, Field(ge=1)] = Field(
+        16, description="Of the other half, those that a search looks into."
     )
 
 

@@ -201,6 +201,12 @@ def checkpoint_folder(name: str) -> str:
         return snapshot_download(source, allow_patterns=["*.safetensors", "*.json"])
 
 
+def checkpoint_files(name: str) -> list[Path]:
+    """All that decides a model's weights, to tell them from others'. Raises ModelError."""
+    folder = Path(checkpoint_folder(name))
+    return sorted(path for end in ("safetensors", "bin", "json") for path in folder.glob(f"*.{end}"))
+
+
 @contextmanager
 def _sentences(name: str) -> Iterator[None]:
     """What transformers says in paragraphs, in one sentence."""

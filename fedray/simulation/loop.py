@@ -224,6 +224,7 @@ def _records(scene: Scene, outing: Outing, closed: ClosedRound, holdings: Holdin
             message=message,
             outcome=outcome,
             cut=assignment.cut if assignment.split else None,
+            leakage=scene.leakage.get(assignment.cut) if assignment.split else None,
             start_seconds=outing.begins,
             **dict(zip(columns, values, strict=True)),
         )

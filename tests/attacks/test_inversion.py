@@ -1,20 +1,14 @@
 """Activation inversion: it finds all words where it must, none where it cannot, less behind noise."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from fedray.attacks.inversion import Sent, as_sent, commonest, fitted, guesses, token_recovery
-from fedray.config import load_config
 from fedray.errors import ConfigError
-from fedray.leakage import leakage_of
 from fedray.model.anatomy import dissect
-from fedray.scene import set_scene
 from fedray.training.optimizer import LocalOptimizer
 from shop import CONFIGS, VOCABULARY, build, drawn
-from tiny_run import merged, played
 
 SGD = LocalOptimizer(optim="sgd", learning_rate=0.05)
 KNOWN, PRIVATE = np.arange(0, 40), np.arange(40, 60)
@@ -86,33 +80,3 @@ def test_images_and_empty_rows_are_refused():
     anatomy, pool = shop("bert")
     with pytest.raises(ConfigError, match="rows to learn from and rows to find, and one of them has none"):
         token_recovery(anatomy, pool, KNOWN, PRIVATE[:0])
-
-
-def under_cuts(tiny):
-    changes = {
-        "menu": {"ranks": [2], "depths": ["all"], "cuts": [1, 2, 3]},
-        "leakage": {"measure": True, "rows": 64},
-    }
-    return merged(tiny, changes)
-
-
-def test_a_run_measures_it_once_and_keeps_it(tiny, tmp_path):
-    config = load_config(under_cuts(tiny))
-    scene = set_scene(config, tmp_path)
-    (kept,) = tmp_path.glob("leakage-*.json")
-    assert scene.view(1, ()).leakage == scene.leakage
-    assert set(scene.leakage) == {0, 1, 2, 3, 4}
-    kept.write_text('{"0": 0.5}')
-    assert leakage_of(config, scene.task, scene.encoded, tmp_path) == {0: 0.5}
-    off = load_config({**under_cuts(tiny), "leakage": {"measure": False}})
-    assert leakage_of(off, scene.task, scene.encoded, tmp_path) == {}
-    other = replace(
-        scene.encoded, lists={name: ids[::-1].copy() for name, ids in scene.encoded.lists.items()}
-    )
-    assert leakage_of(config, scene.task, other, tmp_path) != {0: 0.5}
-
-
-def test_private_cut_runs_on_what_was_measured(tiny):
-    policy = {"name": "private_cut", "options": {"max_leakage": 1.0}}
-    progress = played(merged(under_cuts(tiny), {"policy": policy, "rounds": {"num_rounds": 1}}))
-    assert {row.outcome for row in progress.clients} == {"ok"}
