@@ -73,7 +73,7 @@ class AttacksSection(Section):
         description="Models that the attacker trains on halves of the rows drawn for membership, from what "
         "the run began with, to tell members by likelihood ratio, too: an even number from 4 on; 0 is none.",
     )
-    shadow_epochs: Annotated[int, Field(ge=1)] = Field(10, description="Passes of each shadow over its half.")
+    shadow_epochs: Annotated[int, Field(ge=1)] = Field(3, description="Passes of each shadow over its half.")
     updates: bool = Field(
         False,
         description="Invert the round's updates as the server has them: the share of the words that a client "

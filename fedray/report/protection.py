@@ -145,7 +145,7 @@ def _ratio(run: Run, last: RoundRecord) -> str:
     """What shadow models add to that, or how to ask for them."""
     shadows = _section(run, "attacks").get("shadows")
     if not shadows:
-        return "A stronger attack trains shadow models of its own; attacks.shadows: 8 asks for it."
+        return "A likelihood ratio against shadow models may find more; attacks.shadows: 8 asks for it."
     if last.membership_ratio_auc is None:
         return f"Too many of the {shadows} shadow models' losses were no numbers to tell more by them."
     return (
