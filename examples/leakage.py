@@ -352,7 +352,7 @@ def lines(place: Any, rows: Sequence[Row], over: str) -> None:
             [row[over] for row in own],
             [row["value"] for row in own],
             linestyle=styles[number % 4],
-            marker="os^vDx+*P<"[number % 10],
+            marker="os^vDx+*P<>"[number % 11],
             color=str(0.12 * (number % 5)),
             markersize=4,
             linewidth=1,
@@ -361,6 +361,7 @@ def lines(place: Any, rows: Sequence[Row], over: str) -> None:
     for floor in {row["floor"] for row in rows if "floor" in row}:
         place.axhline(floor, color="0.6", linewidth=0.8)
     place.set(xlabel=over, ylabel=rows[0]["measure"], title=rows[0]["attack"])
+    place.xaxis.get_major_locator().set_params(integer=True)
     place.legend(fontsize=5)
 
 
