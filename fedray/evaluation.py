@@ -7,7 +7,7 @@ import numpy as np
 from fedray.adapter import Adapter, GlobalState
 from fedray.aggregation.rule import one_adapter
 from fedray.assignment import Assignment
-from fedray.attacks.membership import Floats
+from fedray.cost import Floats
 from fedray.parts import evaluated_span
 from fedray.record import EvaluationRecord
 from fedray.rounds import Runtime

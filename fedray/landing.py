@@ -66,7 +66,7 @@ class Playing(Protocol):
     def pricing(self, number: int) -> Pricing:
         """Of a round."""
 
-    def asked(self, cohort: Cohort, schedule: Schedule, begins: float) -> "Asked":
+    def leaving(self, cohort: Cohort, schedule: Schedule, begins: float) -> "Leaving":
         """Those who were given something, before they set out."""
 
 
@@ -105,7 +105,7 @@ def play_until_closed(playing: Playing, number: int) -> Landed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Leaving:
     """Who sets out at one moment.
 
     Attributes:
@@ -261,17 +261,17 @@ class _Step:
         offers = price_menu(menu, cohort, ready.pricing)
         schedule = decide(scene.policy, cohort, offers, state, ready.pricing)
         playing.book.policy_state = schedule.state
-        self._set_out(schedule, playing.asked(cohort, schedule, now))
+        self._set_out(schedule, playing.leaving(cohort, schedule, now))
 
-    def _set_out(self, schedule: Schedule, asked: Asked) -> None:
+    def _set_out(self, schedule: Schedule, leaving: Leaving) -> None:
         """Their trips begin, as they will be if nobody calls them off or comes."""
-        scene, book, begins = self.playing.scene, self.playing.book, asked.outing.begins
-        trips = replace(trips_of(scene, asked.outing), rode=book.under_way.beside(scene.server))
+        scene, book, begins = self.playing.scene, self.playing.book, leaving.outing.begins
+        trips = replace(trips_of(scene, leaving.outing), rode=book.under_way.beside(scene.server))
         # Everybody goes to the own end; the pace of the run says in which round that is.
-        closed = close_on_clock(scene, book.holdings, book.charges, asked.outing, Pace(), trips)
+        closed = close_on_clock(scene, book.holdings, book.charges, leaving.outing, Pace(), trips)
         given = zip(schedule.decision.assignments, schedule.shares, strict=True)
         shares = [share for assignment, share in given if assignment is not None]
-        for i, record in enumerate(asked.told(closed)):
+        for i, record in enumerate(leaving.told(closed)):
             departure = Departure(
                 version=self.playing.version,
                 start_seconds=begins,

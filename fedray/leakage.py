@@ -55,17 +55,16 @@ def leakage_of(config: Config, task: Task, encoded: Encoded, cache_dir: Path | N
 def _found(config: Config, anatomy: Anatomy, encoded: Encoded, drawn: Rows) -> dict[int, float]:
     known, private = np.split(drawn, [len(drawn) // 2])
     sent = Sent(protection=cut_noise_of(config), seed=config.seed)
-    if anatomy.takes_text and config.leakage.attack == "search":
-        cuts = sorted(set(config.menu.cuts))
+    if config.leakage.attack == "search":
+        if not anatomy.takes_text:
+            raise ConfigError(
+                "leakage.attack: search tries words, and into this model go images; drop it, a decoder is "
+                "what inverts them."
+            )
         looked_into = private[: config.leakage.search_rows]
-        return searched_recovery(anatomy, encoded, known, looked_into, sent, cuts)
+        return searched_recovery(anatomy, encoded, known, looked_into, sent, sorted(set(config.menu.cuts)))
     if anatomy.takes_text:
         return token_recovery(anatomy, encoded, known, private, sent)
-    if config.leakage.attack == "search":
-        raise ConfigError(
-            "leakage.attack: search tries words, and into this model go images; drop it, a decoder is what "
-            "inverts them."
-        )
     floor = mean_image(encoded, known, private)
     found = image_recovery(anatomy, encoded, known, private, sent)
     return {cut: share_told(value, floor) for cut, value in found.items()}

@@ -10,8 +10,9 @@ import numpy as np
 
 from fedray.adapter import Adapter, GlobalState, is_auxiliary, is_of_an_exit
 from fedray.assignment import Assignment, HeadOnly, Lora
-from fedray.attacks.membership import Floats, strength
+from fedray.attacks.membership import strength
 from fedray.attacks.shadows import halves_of, shadow_jobs, told_by
+from fedray.cost import Floats
 from fedray.evaluation import held_out, losses_on
 from fedray.offered import targets_of
 from fedray.record import ClientRecord, RoundRecord

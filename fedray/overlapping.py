@@ -14,7 +14,7 @@ from fedray.adapter import Adapter
 from fedray.aggregation.joining import Joined, join
 from fedray.aggregation.rule import Accumulator
 from fedray.assignment import Assignment
-from fedray.landing import Asked, Landed, called_off, play_until_closed
+from fedray.landing import Landed, Leaving, called_off, play_until_closed
 from fedray.policy import Cohort
 from fedray.progress import Progress
 from fedray.record import ClientRecord
@@ -78,11 +78,11 @@ class _Run:
     def pricing(self, number: int) -> Pricing:
         return rounds.pricing_of(self.scene, self.book, number)
 
-    def asked(self, cohort: Cohort, schedule: Schedule, begins: float) -> Asked:
+    def leaving(self, cohort: Cohort, schedule: Schedule, begins: float) -> Leaving:
         scene, progress = self.scene, self.book
         asked = rounds.ask(scene, progress, cohort, schedule, begins)
         measured = rounds.audit_clients(scene, progress, asked, self.runtime)
-        return Asked(
+        return Leaving(
             outing=rounds.outing_of(progress, asked),
             told=lambda closed: told_by_the_clock(scene, progress, asked, closed, measured),
         )

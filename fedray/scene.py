@@ -147,6 +147,10 @@ class Scene:
             found[i] = self.masked_bytes - self.tracer(one, shape).up_bytes
         return found
 
+    def leaked(self, assignment: Assignment) -> float | None:
+        """What its cut gives away; None for a whole model, and where nobody measured it."""
+        return self.leakage.get(assignment.cut) if assignment.split else None
+
     def meta_batch(self, rows: int, tokens: int) -> Batch:
         """A batch of these shapes on the meta device."""
         return _meta_batch(self.encoded, rows, tokens)

@@ -61,7 +61,7 @@ def told_by_the_clock(
                 joules=float(closed.joules[i]),
                 outcome=closed.outcomes[i],
                 cut=job.assignment.cut if job.assignment.split else None,
-                leakage=scene.leakage.get(job.assignment.cut) if job.assignment.split else None,
+                leakage=scene.leaked(job.assignment),
                 waiting_seconds=float(closed.waiting_seconds[i]),
                 boundary_up_bytes=int(closed.boundary_up_bytes[i]),
                 boundary_down_bytes=int(closed.boundary_down_bytes[i]),

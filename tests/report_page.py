@@ -1,6 +1,9 @@
-"""What a report says, read from its HTML."""
+"""What a report says, read from its HTML, and what a comparison measures of a run."""
 
 from html.parser import HTMLParser
+
+from fedray.comparison.measures import measures_of, trajectory_of
+from fedray.report.reading import read_run
 
 
 class Page(HTMLParser):
@@ -33,3 +36,11 @@ class Page(HTMLParser):
 
     def row(self, *start):
         return next(row for row in self.rows if tuple(row[: len(start)]) == start)
+
+
+def measures(out, num_clients):
+    """By name the value of each measure of the run in a folder, with all that it spent as its budget."""
+    run = read_run(out)
+    course = trajectory_of(run)
+    found = measures_of(run, course, budgets=course.totals, target=0.5, clients=range(num_clients))
+    return {one.name: one.value for one in found}

@@ -10,17 +10,15 @@ import fedray
 from fedray.assignment import Assignment, lora_on_top
 from fedray.attacks.membership import by_loss
 from fedray.attacks.shadows import by_ratio, trained_shadows
-from fedray.comparison.measures import measures_of, trajectory_of
 from fedray.config import load_config
 from fedray.errors import ConfigError
-from fedray.report.reading import read_run
 from fedray.scene import furnish, set_scene
 from fedray.seeds import derive_seed
 from fedray.simulation.devices import simulated_scene
 from fedray.training.job import lone_job
 from fedray.training.shapes import initial_adapter
 from fedray.training.workshop import open_workshop
-from report_page import Page
+from report_page import Page, measures
 from tiny_run import merged, played, records, save_fleet
 
 ATTACKED = {
@@ -66,10 +64,7 @@ def test_report_and_comparison_tell_it(left):
     _, result = left
     text = Page(fedray.write_report(result.out).read_text()).text
     assert f"the area under the curve is {result.rounds[-1].membership_auc:.3f} (0.5 is guessing)" in text
-    run = read_run(result.out)
-    trajectory = trajectory_of(run)
-    found = measures_of(run, trajectory, budgets=trajectory.totals, target=0.5, clients=range(8))
-    told = {one.name: one.value for one in found}
+    told = measures(result.out, 8)
     assert told["membership AUC"] == pytest.approx(result.rounds[-1].membership_auc)
     assert told["members found"] == pytest.approx(result.rounds[-1].membership_found)
     assert "membership AUC by ratio" not in told
@@ -143,10 +138,7 @@ def test_report_and_comparison_tell_what_shadows_do(overfitted):
     assert "Held to 6 shadow models, trained on halves of the rows that are asked about, it is " in text
     assert f"is {last.membership_ratio_auc:.3f} by likelihood ratio, and " in text
     assert "asks for it" not in text
-    run = read_run(result.out)
-    trajectory = trajectory_of(run)
-    found = measures_of(run, trajectory, budgets=trajectory.totals, target=0.5, clients=range(2))
-    told = {one.name: one.value for one in found}
+    told = measures(result.out, 2)
     assert told["membership AUC by ratio"] == pytest.approx(last.membership_ratio_auc)
     assert told["members found by ratio"] == pytest.approx(last.membership_ratio_found)
 

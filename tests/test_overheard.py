@@ -7,17 +7,15 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 import fedray
-from fedray.comparison.measures import measures_of, trajectory_of
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.overheard import Ear
-from fedray.report.reading import read_run
 from fedray.scene import set_scene
 from fedray.simulation.devices import simulated_scene
 from fedray.training.job import lone_job
 from fedray.training.train import update_of
 from image_run import image_configuration
-from report_page import Page
+from report_page import Page, measures
 from tiny_run import assert_same_adapter, begun, merged, played, save_fleet, save_model
 
 QUIET = {"audit": {"share": 0.0, "distinct": False}}
@@ -130,10 +128,7 @@ def test_report_and_comparison_tell_it(left):
     last = left.rounds[-1]
     assert f"Inverting updates finds {100 * last.words_found:.0f} % of the words" in text
     assert "100 % of labels are told" in text
-    run = read_run(left.out)
-    trajectory = trajectory_of(run)
-    found = measures_of(run, trajectory, budgets=trajectory.totals, target=0.5, clients=range(8))
-    told = {one.name: one.value for one in found}
+    told = measures(left.out, 8)
     assert told["words found"] == pytest.approx(last.words_found)
     assert told["labels found"] == pytest.approx(last.labels_found)
 

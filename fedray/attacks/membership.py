@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedray.adapter import Adapter
+from fedray.cost import Floats
 from fedray.errors import ConfigError
 from fedray.training.data import Rows
 from fedray.training.evaluate import evaluate_rows, evaluation_chunks, in_order
 from fedray.training.train import Workshop
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

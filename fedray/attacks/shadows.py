@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedray.adapter import Adapter, applied
-from fedray.attacks.membership import Floats, Membership, losses_of, strength
+from fedray.attacks.membership import Membership, losses_of, strength
+from fedray.cost import Floats
 from fedray.errors import ConfigError
 from fedray.seeds import generator
 from fedray.training.data import Rows

@@ -113,11 +113,11 @@ def measures_of(
 def _attacks(run: Run) -> list[Measure]:
     """What cuts gave away on average, and the last model's losses and updates of rows, where a run tried."""
     last = run.rounds[-1]
+    measured = run.clients if run.config.get("leakage", {}).get("measure") else []
     # A whole model sends no hidden states.
-    leaked = np.mean([record.leakage or 0.0 for record in run.clients]) if run.clients else None
-    measured = run.config.get("leakage", {}).get("measure")
+    leaks = [record.leakage or 0.0 for record in measured]
     told = {
-        "leaked at cuts": (float(leaked) if measured and leaked is not None else None, "share"),
+        "leaked at cuts": (float(np.mean(leaks)) if leaks else None, "share"),
         "membership AUC": (last.membership_auc, "share"),
         "members found": (last.membership_found, "share"),
         "membership AUC by ratio": (last.membership_ratio_auc, "share"),

@@ -122,23 +122,18 @@ def _told(run: Run) -> list[RoundRecord]:
 def _membership(run: Run) -> str:
     told = _told(run)
     last = told[-1]
-    by_ratio = any(r.membership_ratio_auc is not None for r in told)
-    head = ("Round", "AUC", "Named at 1 % false", *(("AUC by ratio", "Named by ratio") if by_ratio else ()))
+    head = ("Round", "AUC", "Named at 1 % false", "AUC by ratio", "Named by ratio")
     rows: list[list[Cell]] = [
-        [
-            str(r.round),
-            r.membership_auc,
-            r.membership_found,
-            *([r.membership_ratio_auc, r.membership_ratio_found] if by_ratio else []),
-        ]
+        [str(r.round), r.membership_auc, r.membership_found, r.membership_ratio_auc, r.membership_ratio_found]
         for r in told
     ]
+    width = 3 if all(r.membership_ratio_auc is None for r in told) else 5
     return paragraph(
         "Who knows the model and a row's label can guess from its loss whether its client trained on it. "
         f"After round {last.round} the area under the curve is {last.membership_auc:.3f} (0.5 is guessing), "
         f"and {100 * (last.membership_found or 0):.0f} % of such rows are named where one in a hundred "
         f"others is. {_ratio(run, last)}"
-    ) + folded(f"Every evaluation ({len(told)})", html_table(head, rows))
+    ) + folded(f"Every evaluation ({len(told)})", html_table(head[:width], [row[:width] for row in rows]))
 
 
 def _ratio(run: Run, last: RoundRecord) -> str:

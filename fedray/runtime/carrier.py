@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from fedray.adapter import Adapter
 from fedray.assignment import Assignment
-from fedray.attacks.membership import Floats
 from fedray.attacks.shadows import losses_of_shadows
 from fedray.attacks.tried import Tried, tried
+from fedray.cost import Floats
 from fedray.model.sites import swapped
 from fedray.placement import Load
 from fedray.runtime.allocator import keep_freed_memory

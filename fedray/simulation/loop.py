@@ -21,7 +21,7 @@ from fedray.closing import (
 )
 from fedray.cost import Footprint, WorkShape
 from fedray.holdings import Holdings
-from fedray.landing import Asked, called_off, play_until_closed
+from fedray.landing import Leaving, called_off, play_until_closed
 from fedray.observable import Observable
 from fedray.policy import Cohort, State
 from fedray.privacy import highest_cut_epsilon, sampling_rate, with_cut_epsilon, with_epsilon
@@ -177,10 +177,10 @@ class _Playing:
     def pricing(self, number: int) -> Pricing:
         return self.book.pricing
 
-    def asked(self, cohort: Cohort, schedule: Schedule, begins: float) -> Asked:
+    def leaving(self, cohort: Cohort, schedule: Schedule, begins: float) -> Leaving:
         scene, holdings = self.scene, self.book.holdings
         outing = _outing_of(scene, cohort, schedule, begins)
-        return Asked(outing=outing, told=lambda closed: _records(scene, outing, closed, holdings))
+        return Leaving(outing=outing, told=lambda closed: _records(scene, outing, closed, holdings))
 
 
 def _outing_of(scene: Scene, cohort: Cohort, schedule: Schedule, begins: float) -> Outing:
@@ -224,7 +224,7 @@ def _records(scene: Scene, outing: Outing, closed: ClosedRound, holdings: Holdin
             message=message,
             outcome=outcome,
             cut=assignment.cut if assignment.split else None,
-            leakage=scene.leakage.get(assignment.cut) if assignment.split else None,
+            leakage=scene.leaked(assignment),
             start_seconds=outing.begins,
             **dict(zip(columns, values, strict=True)),
         )
